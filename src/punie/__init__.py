@@ -1,0 +1,1 @@
+"""Punie: a coding agent that runs on your own machine."""
