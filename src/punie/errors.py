@@ -19,6 +19,8 @@
 `main()` prints `str(error)` and exits with `error.exit_code`; anything else keeps its traceback.
 """
 
+# ruff: noqa: N818 - the names say what happened ("WeightsMissing"), which an "Error" suffix would not add to.
+
 from typing import ClassVar
 
 MAX_LINES = 3
