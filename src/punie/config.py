@@ -219,7 +219,7 @@ def _line_of(key: str, text: str) -> int:
 
 
 def _env_layer(env: Mapping[str, str]) -> _Layer:
-    """`PUNIE_MAX_TOKENS=64`, `PUNIE_LIMITS__MAX_TURNS=3`; a tuple or a table is JSON, or words with commas. Empty is unset."""
+    """`PUNIE_MAX_TOKENS=64`, `PUNIE_LIMITS__MAX_TURNS=3`; a tuple is JSON or words with commas; empty is unset."""
     names = sorted(name for name, text in env.items() if name.startswith("PUNIE_") and text)
     keys = {name: name.removeprefix("PUNIE_").lower().replace("__", ".") for name in names}
     return {key: _Entry(_from_text(key, env[name]), name) for name, key in keys.items()}
