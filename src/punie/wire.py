@@ -30,7 +30,7 @@ RESULT = "[[result]]"
 CALL_OPEN = "<tool_call>"
 CALL_CLOSE = "</tool_call>"
 END_OF_TURN = "<|im_end|>"
-NOTHING_LOOKED_UP = "(nothing was looked up)"
+NOTHING_LOOKED_UP = " (nothing was looked up)"
 _MARK = re.compile("\ue000(\\d+)\ue001")
 
 
@@ -77,8 +77,8 @@ class Reply:
 class View:
     """How much of a tool result the model sees: whole lines from the start and the end, each cut at `width`."""
 
-    head: int = 8
-    tail: int = 2
+    head: int = 6
+    tail: int = 1
     width: int = 160
 
     def of(self, content: str) -> str:
@@ -227,9 +227,9 @@ def _from_request(part: Any) -> Iterator[Message]:
         case "system-prompt":
             yield Message("system", part.content)
         case "tool-return":
-            yield Message("tool", part.model_response_str())
-        case "retry-prompt":
-            yield Message("tool" if part.tool_name else "user", part.model_response())
+            yield Message("tool", part.model_response_str(wrap_if_error=False))
+        case "retry-feedback":
+            yield Message("user", part.content if isinstance(part.content, str) else json.dumps(part.content))
         case _:
             raise ModelError(f"a local model cannot read a message part of kind {part.part_kind!r}")
 
