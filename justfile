@@ -1,0 +1,38 @@
+# Every recipe runs the tools of this repository's own environment.
+bin := justfile_directory() / ".venv" / "bin"
+
+# List the recipes.
+default:
+    @just --list
+
+# Install everything that development needs into .venv.
+setup:
+    python3 -m venv .venv
+    {{bin}}/python -m pip install --quiet --upgrade "pip>=25.1"
+    {{bin}}/python -m pip install --quiet --editable '.[dev]'
+
+# Format and mend what can be mended.
+fmt:
+    {{bin}}/ruff format .
+    {{bin}}/ruff check --fix .
+
+# Formatting, lint and import contracts.
+check:
+    {{bin}}/ruff format --check .
+    {{bin}}/ruff check .
+    {{bin}}/lint-imports
+
+# Static types.
+types:
+    {{bin}}/pyright
+
+# The test suite; arguments go to pytest.
+test *args:
+    {{bin}}/python -m pytest {{args}}
+
+# Everything CI demands.
+all: check types test
+
+# Time the standard queries, the engines and start-up on this machine.
+bench *args:
+    {{bin}}/python -m punie_training.bench {{args}}
