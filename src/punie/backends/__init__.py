@@ -1,0 +1,1 @@
+"""Models: the embedded one, files and directories on this machine, and services."""
