@@ -1,0 +1,1 @@
+"""Material that training rows are made from."""
