@@ -83,14 +83,13 @@ class Settings(AgentConfig):
     disallowed_tools: tuple[str, ...] = ()
     trusted_projects: tuple[str, ...] = ()
     """Directories whose `.punie/config.toml` is read. Trust does not reach into directories below."""
-    openai_base_url: NonEmpty | None = None
-    anthropic_base_url: NonEmpty | None = None
     cache_dir: Path | None = None
     save_sessions: bool = True
 
     def agent_config(self) -> AgentConfig:
         """The part an agent is made of: model aliases resolved, disallowed tools taken out."""
-        values = {name: getattr(self, name) for name in AgentConfig.model_fields}
+        # What was not set stays unset, so that the agent can tell a default from a choice.
+        values = {name: getattr(self, name) for name in AgentConfig.model_fields if name in self.model_fields_set}
         values["model"] = self.aliases.get(self.model, self.model)
         values["tools"] = tuple(name for name in self.tools if name not in self.disallowed_tools)
         return AgentConfig(**values)

@@ -1,0 +1,18 @@
+"""The agent: a PydanticAI agent with Punie's tools, guards and events around it."""
+
+from punie.agent.approval import Approver, Decision, Request, approver_for, refuse
+from punie.agent.events import Event, TurnEnded
+from punie.agent.factory import create_agent
+from punie.agent.loop import run_turn
+
+__all__ = [
+    "Approver",
+    "Decision",
+    "Event",
+    "Request",
+    "TurnEnded",
+    "approver_for",
+    "create_agent",
+    "refuse",
+    "run_turn",
+]

@@ -1,0 +1,74 @@
+"""One agent from one configuration."""
+
+from pydantic_ai import Agent, ModelSettings
+from pydantic_ai.capabilities import HandleDeferredToolCalls
+from pydantic_ai.models import Model
+
+from punie import tools
+from punie.agent.approval import Approver, Gate, refuse
+from punie.agent.guards import ReplyGuard, ToolGuard
+from punie.agent.instructions import instructions_for
+from punie.config import AgentConfig
+from punie.errors import ConfigError
+from punie.tools import Workspace
+
+TOOL_RETRIES = 2
+OUTPUT_RETRIES = 2
+LARGE_MAX_TOKENS = 8192
+"""Of a model that is not compact, unless configured: it may think before it writes."""
+
+
+def create_agent(
+    config: AgentConfig, *, model: Model | str | None = None, approve: Approver = refuse
+) -> Agent[Workspace, str]:
+    """Build the agent; `model` takes the place of `config.model`, as a spec or as a PydanticAI model.
+
+    `approve` decides about calls that change something; by default nobody does, and they end the turn.
+    Raises ConfigError for an unknown tool or a model spec that cannot be read.
+    """
+    _refuse_unknown_tools(config)
+    engine = _model(config, model)
+    compact = is_compact(engine)
+    gate = Gate(approve)
+    return Agent(
+        engine,
+        deps_type=Workspace,
+        name="punie",
+        instructions=instructions_for(config, compact=compact),
+        model_settings=model_settings(config, compact=compact),
+        retries={"tools": TOOL_RETRIES, "output": OUTPUT_RETRIES},
+        toolsets=[tools.toolset(config.tools).approval_required(gate.needs_approval)],
+        capabilities=[
+            HandleDeferredToolCalls(gate.decide),
+            ReplyGuard(asks_again=not compact),
+            ToolGuard(config.limits),
+        ],
+    )
+
+
+def model_settings(config: AgentConfig, *, compact: bool = False) -> ModelSettings:
+    """The sampling settings under PydanticAI's own keys: `stop_sequences`, never `stop`."""
+    max_tokens = config.max_tokens if compact or "max_tokens" in config.model_fields_set else LARGE_MAX_TOKENS
+    settings = ModelSettings(temperature=config.temperature, max_tokens=max_tokens, seed=config.seed)
+    if config.stop_sequences:
+        settings["stop_sequences"] = list(config.stop_sequences)
+    return settings
+
+
+def is_compact(model: Model) -> bool:
+    """Whether the model is one of the small embedded ones, which carry their own system text."""
+    return bool(getattr(model, "compact", False))
+
+
+def _model(config: AgentConfig, model: Model | str | None) -> Model:
+    if isinstance(model, Model):
+        return model
+    from punie import backends  # engines are slow to import and not needed when a model is given
+
+    return backends.build(model or config.model, config)
+
+
+def _refuse_unknown_tools(config: AgentConfig) -> None:
+    unknown = [name for name in config.tools if name not in tools.TOOLS]
+    if unknown:
+        raise ConfigError(f"Unknown tool: {', '.join(unknown)}.", f"Known tools: {', '.join(tools.TOOLS)}.")
