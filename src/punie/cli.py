@@ -1,0 +1,281 @@
+"""The command line: it parses, hands over to `punie.ui`, and turns errors into exit codes.
+
+argparse instead of typer, because `punie --help` is measured in Python start-ups: typer alone costs five of them,
+and its groups cannot hold a free prompt beside commands. Everything else is imported inside the command it serves.
+"""
+
+import argparse
+import os
+import signal
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import NamedTuple, Never
+
+from punie.errors import PunieError, UsageError
+from punie.ui.options import MODES, OUTPUT_FORMATS, Options
+
+DESCRIPTION = """\
+A coding agent that runs on your own machine.
+
+Without -p, Punie chats in the terminal, starting with PROMPT if there is one.
+With -p it answers once and exits; PROMPT may also come on standard input. Nobody can be asked
+then: a tool that needs a permission ends the run, unless --allowed-tools or a mode allows it."""
+
+EXAMPLES = """\
+examples:
+  punie                                      chat about the code in this directory
+  punie "where is Flask defined?"            chat, starting with a question
+  punie -p "which classes inherit from Protocol?"
+  git diff | punie -p "review this" --output-format json
+
+exit codes:
+  0 answered   1 failed   2 usage or configuration   3 a permission was needed   4 a limit was reached   130 interrupted
+
+environment: PUNIE_MODEL, PUNIE_PERMISSION_MODE, ... (`punie config show` names every setting), NO_COLOR"""
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser whose complaints are Punie's own."""
+
+    def error(self, message: str) -> Never:
+        raise UsageError(message[:1].upper() + message[1:] + ".", f"`{self.prog} --help` lists what there is.")
+
+
+def _add_run_flags(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("-p", "--print", action="store_true", dest="print_only", help="answer once on standard output, then exit")
+    add("-m", "--model", metavar="SPEC", help="local, local:NAME, mlx:PATH, gguf:PATH, claude[:MODEL], openai:MODEL[@URL]")
+    add("-C", "--cwd", metavar="DIR", help="work in DIR instead of the current directory")
+    add("--permission-mode", choices=MODES, metavar="MODE", help=", ".join(MODES))
+    add("--yolo", action="store_true", help="run every tool without asking (bypassPermissions)")
+    add("--allowed-tools", action="append", metavar="NAMES", help="tools that need not ask, separated by commas")
+    add("--disallowed-tools", action="append", metavar="NAMES", help="tools the model does not get")
+    add("--max-turns", type=int, metavar="N", help="requests to the model for one prompt, at most")
+    add("--output-format", choices=OUTPUT_FORMATS, default="text", metavar="FORMAT", help=", ".join(OUTPUT_FORMATS))
+    add("--no-session", action="store_true", help="store nothing of this conversation, not even what was typed")
+    add("-v", "--verbose", action="store_true", help="more detail on standard error")
+
+
+def _root_parser() -> _Parser:
+    listing = "\n".join(f"  {name:<9} {command.summary}" for name, command in COMMANDS.items())
+    parser = _Parser(
+        prog="punie",
+        usage="punie [OPTIONS] [PROMPT]\n       punie COMMAND ...",
+        description=DESCRIPTION,
+        epilog=f"commands:\n{listing}\n\n{EXAMPLES}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("prompt", nargs="*", metavar="PROMPT", help="what to ask or to do")
+    _add_run_flags(parser)
+    parser.add_argument("--version", action="store_true", help="print the version and exit")
+    return parser
+
+
+def _command_parser(name: str, usage: str) -> _Parser:
+    parser = _Parser(
+        prog=f"punie {name}",
+        usage=f"punie {name} {usage}".rstrip(),
+        description=COMMANDS[name].summary + ".",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("-C", "--cwd", metavar="DIR", help="work in DIR instead of the current directory")
+    parser.add_argument("-m", "--model", metavar="SPEC", help="the model to use instead of the configured one")
+    parser.add_argument("-v", "--verbose", action="store_true", help="more detail")
+    return parser
+
+
+def _models(arguments: Sequence[str]) -> int:
+    parser = _command_parser("models", "[list | pull NAME | info NAME | test [NAME]]")
+    parser.add_argument("action", nargs="?", default="list", choices=("list", "pull", "info", "test"))
+    parser.add_argument("name", nargs="?", help="a model spec; the configured model if absent")
+    given = parser.parse_args(arguments)
+    from punie.ui import models
+
+    return models.run(given.action, given.name or given.model, options=_command_options(given))
+
+
+def _config(arguments: Sequence[str]) -> int:
+    parser = _command_parser("config", "[show | path | edit | set KEY VALUE]")
+    parser.add_argument("action", nargs="?", default="show", choices=("show", "path", "edit", "set"))
+    parser.add_argument("key", nargs="?", help="a setting, as `punie config show` names it")
+    parser.add_argument("value", nargs="?", help="its value; lists take commas")
+    given = parser.parse_args(arguments)
+    if given.action != "set" and given.key is not None:
+        parser.error(f"'{given.action}' takes no arguments")
+    if given.action == "set" and given.value is None:
+        parser.error("'set' takes a key and a value")
+    from punie.ui import configure
+
+    return configure.run(given.action, options=_command_options(given), key=given.key, value=given.value)
+
+
+def _doctor(arguments: Sequence[str]) -> int:
+    given = _command_parser("doctor", "").parse_args(arguments)
+    from punie.ui import doctor
+
+    return doctor.run(_command_options(given))
+
+
+def _train(arguments: Sequence[str]) -> int:
+    """Hand everything over by name: this package never imports the training package."""
+    from importlib import import_module
+
+    try:
+        training = import_module("punie_training.cli")
+    except ModuleNotFoundError as error:
+        raise UsageError(
+            f"Training cannot be loaded: no module named '{error.name}'.",
+            'Install it with `pip install "punie[training]"`.',
+        ) from error
+    return training.main(list(arguments)) or 0
+
+
+class Command(NamedTuple):
+    """A word that is a command when it is the first argument."""
+
+    summary: str
+    run: Callable[[Sequence[str]], int]
+
+
+COMMANDS: Mapping[str, Command] = {
+    "models": Command("List, fetch, describe and test the models", _models),
+    "config": Command("Show and change the settings, each with its source", _config),
+    "doctor": Command("Check engine, weights, settings and directories, and say how to mend them", _doctor),
+    "train": Command("Train and evaluate the model (`punie train --help`)", _train),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code. A bug keeps its traceback."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    _survive_odd_text()
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        code = _run(arguments)
+        sys.stdout.flush()
+    except PunieError as error:
+        return _complain(error)
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        return _reader_left()
+    return code
+
+
+def _run(arguments: list[str]) -> int:
+    position = _command_position(arguments)
+    if position is not None:
+        name = arguments.pop(position)
+        return COMMANDS[name].run(arguments)
+    parser = _root_parser()
+    given = parser.parse_intermixed_args(arguments)
+    if given.version:
+        return _print_version()
+    options = _options(given)
+    if options.print_only:
+        from punie.ui import plain
+
+        return plain.run(options)
+    if options.output_format != "text":
+        raise UsageError("--output-format needs -p.", "`punie -p PROMPT --output-format json`")
+    from punie.ui import terminal
+
+    return terminal.run(options)
+
+
+def _command_position(arguments: Sequence[str]) -> int | None:
+    """Where the command stands: it is the first word that is no flag, and nothing asked for a printed answer before."""
+    skip = False
+    for position, argument in enumerate(arguments):
+        if skip:
+            skip = False
+        elif argument in ("-p", "--print", "--"):
+            return None
+        elif not argument.startswith("-"):
+            return position if argument in COMMANDS else None
+        else:
+            skip = argument in ("-m", "--model", "-C", "--cwd")
+    return None
+
+
+def _options(given: argparse.Namespace) -> Options:
+    if given.yolo and given.permission_mode not in (None, "bypassPermissions"):
+        raise UsageError(f"--yolo and --permission-mode {given.permission_mode} contradict each other.")
+    if given.max_turns is not None and given.max_turns < 1:
+        raise UsageError(f"--max-turns must be at least 1, not {given.max_turns}.")
+    return Options(
+        cwd=_directory(given.cwd),
+        prompt=" ".join(given.prompt) if given.prompt else None,
+        print_only=given.print_only,
+        model=given.model,
+        permission_mode="bypassPermissions" if given.yolo else given.permission_mode,
+        allowed_tools=_names(given.allowed_tools),
+        disallowed_tools=_names(given.disallowed_tools),
+        max_turns=given.max_turns,
+        output_format=given.output_format,
+        no_session=given.no_session,
+        verbose=given.verbose,
+    )
+
+
+def _command_options(given: argparse.Namespace) -> Options:
+    return Options(cwd=_directory(given.cwd), model=given.model, verbose=given.verbose)
+
+
+def _names(values: Sequence[str] | None) -> tuple[str, ...]:
+    return tuple(word for value in values or () for word in value.replace(",", " ").split())
+
+
+def _directory(given: str | None) -> Path:
+    """The real working directory; a clear error where there is none that can be read."""
+    try:
+        path = Path(given).expanduser() if given is not None else Path.cwd()
+        path = path.resolve(strict=True)
+    except FileNotFoundError as error:
+        where = f"No such directory: {given}" if given is not None else "The current directory no longer exists"
+        raise UsageError(f"{where}.", "Name an existing one with --cwd DIR.") from error
+    except (OSError, RuntimeError) as error:
+        raise UsageError(f"Cannot work in {given or 'the current directory'}: {error}.") from error
+    if not path.is_dir():
+        raise UsageError(f"Not a directory: {path}.", "Name a directory with --cwd DIR.")
+    if not os.access(path, os.R_OK | os.X_OK):
+        raise UsageError(f"Not allowed to read the directory {path}.")
+    return path
+
+
+def _print_version() -> int:
+    from punie import __version__
+
+    sys.stdout.write(f"punie {__version__}\n")
+    return 0
+
+
+def _complain(error: PunieError) -> int:
+    from punie.ui._clean import clean
+
+    first, *rest = clean(str(error)).splitlines() or [type(error).__name__]
+    sys.stderr.write("\n".join([f"punie: {first}", *(f"  {line}" for line in rest)]) + "\n")
+    return error.exit_code
+
+
+def _survive_odd_text() -> None:
+    """A file name or an answer that the terminal's encoding lacks is printed escaped instead of ending the program."""
+    for stream in (sys.stdout, sys.stderr):
+        reconfigure = getattr(stream, "reconfigure", None)
+        if reconfigure is not None:
+            reconfigure(errors="backslashreplace")
+
+
+def _terminate(_signal: int, _frame: FrameType | None) -> None:
+    """SIGTERM ends the program the orderly way, so that terminals are restored and children stopped."""
+    sys.exit(143)
+
+
+def _reader_left() -> int:
+    """The reader of our output is gone (`punie -p ... | head`); stay quiet, also when Python flushes at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 141

@@ -1,0 +1,49 @@
+"""How a tool call, its result and a preview look, in one line or a few."""
+
+from collections.abc import Iterator, Mapping
+
+from punie.ui._clean import clean, one_line
+
+MAX_ARGUMENT = 60
+MAX_HEADER = 160
+
+
+def call_text(name: str, arguments: Mapping[str, object]) -> str:
+    """`find_symbol(name='Flask')`, with long values cut."""
+    shown = ", ".join(f"{clean(str(key))}={_value(value)}" for key, value in arguments.items())
+    return f"{clean(name)}({shown})"
+
+
+def _value(value: object) -> str:
+    text = repr(value)
+    text = text if len(text) <= MAX_ARGUMENT else text[: MAX_ARGUMENT - 1] + "…"
+    return clean(text)
+
+
+def result_text(output: str, *, outcome: str) -> str:
+    """The first line of a tool's output; what is not fine is said first."""
+    header = one_line(output, width=MAX_HEADER)
+    return header if outcome == "ok" else f"{outcome}: {header}" if header else outcome
+
+
+def duration_text(seconds: float) -> str:
+    """`12 ms`, `3.4 s`, `2 min 5 s`."""
+    if seconds < 1:
+        return f"{seconds * 1000:.0f} ms"
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    return f"{seconds // 60:.0f} min {seconds % 60:.0f} s"
+
+
+def activity_line(call: str, output: str, *, outcome: str, seconds: float) -> str:
+    """`• find_symbol(name='Flask') → 1 definition of Flask (12 ms)`."""
+    return f"• {call} → {result_text(output, outcome=outcome)} ({duration_text(seconds)})"
+
+
+def first_lines(output: str, *, count: int, width: int) -> Iterator[str]:
+    """The lines after the header, cut at `width`, and how many are left out."""
+    _, *lines = clean(output).splitlines() or [""]
+    for line in lines[:count]:
+        yield line if len(line) <= width else line[: width - 1] + "…"
+    if len(lines) > count:
+        yield f"… {len(lines) - count} more lines"

@@ -1,0 +1,125 @@
+"""Draws the events of one turn of the chat: the answer while it arrives, each tool call in a line or a few."""
+
+from collections.abc import Mapping, Sequence
+from typing import assert_never
+
+from rich.console import RenderableType
+from rich.text import Text
+
+from punie.agent import events
+from punie.ui._activity import activity_line, call_text, first_lines
+from punie.ui._clean import Cleaner, clean
+from punie.ui._markdown import Block, draw, split, split_all, tail
+from punie.ui._screen import Screen
+
+_RESULT_LINES = 3
+
+
+class TurnDrawing:
+    """Takes the events of one turn and draws them on a screen."""
+
+    def __init__(self, screen: Screen) -> None:
+        self._screen = screen
+        self._console = screen.console
+        self._cleaner = Cleaner()
+        self._pending = ""
+        self._streamed = ""
+        """The text since the last tool result, printed or not."""
+        self._gap = False
+        self._calls: dict[str, str] = {}
+        self._verbatim: set[str] = set()
+        screen.unfinished = self._unfinished
+        screen.status("Thinking")
+
+    def take(self, event: events.Event) -> None:
+        """Draw one event."""
+        match event:
+            case events.Text():
+                self._text(event.delta)
+            case events.TextReplaced():
+                self._replace(event.text)
+            case events.ToolCalled():
+                self._flush()
+                self._calls[event.id] = call_text(event.name, event.arguments)
+                self._screen.status(self._calls[event.id])
+            case events.ToolReturned():
+                self._result(event)
+            case events.Notice():
+                self._flush()
+                self._note(event.text)
+            case events.UsageUpdated():
+                pass  # The toolbar shows the totals.
+            case events.TurnEnded():
+                self._end(event)
+            case _:
+                assert_never(event)
+
+    def _text(self, delta: str) -> None:
+        self._screen.status("Answering")
+        safe = self._cleaner.feed(delta)
+        self._streamed += safe
+        self._pending += safe
+        blocks, self._pending = split(self._pending, verbatim=self._verbatim)
+        self._print(blocks)
+
+    def _flush(self) -> None:
+        blocks = split_all(self._pending, verbatim=self._verbatim)
+        self._pending = ""
+        self._print(blocks)
+        self._gap = False
+
+    def _print(self, blocks: Sequence[Block]) -> None:
+        for block in blocks:
+            if self._gap and block.text:
+                self._console.print()
+            if block.text:
+                self._console.print(draw(block))
+            self._gap = block.gap
+
+    def _replace(self, text: str) -> None:
+        """Draw what changed. What has scrolled away cannot be taken back: then it is said that it does not count."""
+        new = clean(text)
+        printed = self._streamed[: len(self._streamed) - len(self._pending)]
+        if not new.startswith(printed):
+            self._console.print(Text("Corrected:" if new.strip() else "The text above is withdrawn.", "dim"))
+            printed = ""
+        self._streamed = new
+        self._pending = new.removeprefix(printed)
+        self._cleaner = Cleaner()
+
+    def _result(self, event: events.ToolReturned) -> None:
+        call = self._calls.pop(event.id, clean(event.name))
+        line = activity_line(call, event.output, outcome=event.outcome, seconds=event.duration_s)
+        self._console.print(Text(line, "cyan" if event.outcome == "ok" else "yellow"))
+        for shown in first_lines(event.output, count=_RESULT_LINES, width=max(self._console.width - 4, 20)):
+            self._console.print(Text("  " + shown, "dim"), no_wrap=True, crop=True)
+        self._verbatim |= {line for line in clean(event.output).splitlines() if line.strip()}
+        self._streamed = ""
+        self._screen.status("Thinking")
+
+    def _end(self, ended: events.TurnEnded) -> None:
+        self._flush()
+        if ended.stop_reason == "interrupted":
+            self._note("Stopped. What there is of the answer stays in the conversation.")
+        elif ended.error:
+            self._console.print(Text(clean(ended.error), "red"))
+        elif ended.stop_reason != "done":
+            self._note(f"Stopped: {ended.stop_reason}.")
+
+    def _note(self, text: str) -> None:
+        self._console.print(Text(clean(text), "yellow"))
+
+    def _unfinished(self, height: int) -> RenderableType | None:
+        return tail(self._pending, height=height) if self._pending.strip() else None
+
+
+def diff_text(diff: str) -> Text:
+    """A unified diff with its colours."""
+    return Text("\n").join(map(_diff_line, diff.splitlines()))
+
+
+def _diff_line(line: str) -> Text:
+    if line.startswith(("+++", "---")):
+        return Text(line, "bold")
+    styles: Mapping[str, str] = {"+": "green", "-": "red", "@": "cyan"}
+    return Text(line, styles.get(line[:1], ""))

@@ -1,0 +1,69 @@
+"""The chat's input line: history, keys, completion and the toolbar below it."""
+
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from platformdirs.unix import Unix
+from prompt_toolkit import PromptSession
+from prompt_toolkit.completion import Completer, ThreadedCompleter
+from prompt_toolkit.history import FileHistory, History, InMemoryHistory
+from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
+from prompt_toolkit.styles import Style
+
+_STYLE = Style.from_dict({"bottom-toolbar": "noreverse", "bottom-toolbar.text": "fg:ansibrightblack"})
+
+
+def state_dir(env: Mapping[str, str]) -> Path:
+    """`punie` in XDG_STATE_HOME, by default ~/.local/state, on every system."""
+    base = env.get("XDG_STATE_HOME", "")
+    return Path(base) / "punie" if Path(base).is_absolute() else Unix("punie").user_state_path
+
+
+def history_in(directory: Path) -> History:
+    """What was typed before, in a file that only the user may read; kept in memory where none can be written."""
+    file = directory / "history"
+    try:
+        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        os.close(os.open(file, os.O_RDWR | os.O_CREAT, 0o600))
+        file.chmod(0o600)
+    except OSError:
+        return InMemoryHistory()
+    return FileHistory(str(file))
+
+
+def input_session(*, history: History, completer: Completer, toolbar: Callable[[], str]) -> PromptSession[str]:
+    """The session that reads prompts."""
+    return PromptSession(
+        history=history,
+        completer=ThreadedCompleter(completer),
+        complete_while_typing=True,
+        multiline=True,
+        prompt_continuation="  ",
+        key_bindings=_keys(),
+        bottom_toolbar=toolbar,
+        refresh_interval=0.5,
+        enable_open_in_editor=True,
+        style=_STYLE,
+    )
+
+
+def _keys() -> KeyBindings:
+    """Enter sends; Ctrl-J, Alt-Enter and a backslash before Enter start a new line."""
+    keys = KeyBindings()
+
+    @keys.add("enter")
+    def _(event: KeyPressEvent) -> None:
+        buffer = event.current_buffer
+        if buffer.document.char_before_cursor == "\\" and buffer.document.is_cursor_at_the_end:
+            buffer.delete_before_cursor()
+            buffer.newline(copy_margin=False)
+        else:
+            buffer.validate_and_handle()
+
+    @keys.add("c-j")
+    @keys.add("escape", "enter")
+    def _(event: KeyPressEvent) -> None:
+        event.current_buffer.newline(copy_margin=False)
+
+    return keys

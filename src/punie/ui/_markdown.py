@@ -1,0 +1,167 @@
+"""Markdown that is printed while it arrives: finished blocks go to the scrollback, the unfinished one is redrawn.
+
+Only the unfinished block is ever redrawn, and never more of it than the screen holds, so long answers neither
+flicker nor get cut. Lines that a tool returned are printed as they are: a Markdown renderer would join them into
+one paragraph and read `__init__` as bold type.
+"""
+
+import re
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal, TypeAlias
+
+from markdown_it.token import Token
+from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
+from rich.markdown import Heading, Markdown
+from rich.segment import Segment
+from rich.text import Text
+
+Kind: TypeAlias = Literal["markdown", "lines"]
+
+_FENCE = re.compile(r" {0,3}(`{3,}|~{3,})")
+_PLACE = re.compile(r"(?P<place>[\w./@+~-]+\.\w+:\d+(?:-\d+)?)(?P<rest>(?:[ :].*)?)$")
+_NUMBERED = re.compile(r"\d+\t")
+_CODE_SPAN = re.compile(r"(`+[^`]*`+)")
+
+
+@dataclass(frozen=True)
+class Block:
+    """A run of lines that can be drawn on its own."""
+
+    kind: Kind
+    text: str
+    gap: bool = False
+    """Whether an empty line follows. A block without text is nothing but such a line."""
+
+
+def split(text: str, *, verbatim: Collection[str] = ()) -> tuple[tuple[Block, ...], str]:
+    """Return the finished blocks at the start of a growing text, and the rest that may still change."""
+    blocks: list[Block] = []
+    start = 0
+    for end, kind in _boundaries(text, verbatim):
+        _add(blocks, kind, piece=text[start:end])
+        start = end
+    return tuple(blocks), text[start:]
+
+
+def _add(blocks: list[Block], kind: Kind, *, piece: str) -> None:
+    last = blocks[-1] if blocks else None
+    gap = piece.endswith("\n\n") or not piece.strip()
+    if last and not piece.strip():
+        blocks[-1] = replace(last, gap=True)
+    elif last and last.kind == kind == "lines" and not last.gap:
+        blocks[-1] = Block("lines", last.text + "\n" + piece.strip("\n"), gap=gap)
+    else:
+        blocks.append(Block(kind, piece.strip("\n"), gap=gap))
+
+
+def split_all(text: str, *, verbatim: Collection[str] = ()) -> tuple[Block, ...]:
+    """Return the blocks of a text that has ended."""
+    blocks, rest = split(text.rstrip() + "\n", verbatim=verbatim)
+    return (*blocks, Block("markdown", rest.strip("\n"))) if rest.strip() else blocks
+
+
+def _boundaries(text: str, verbatim: Collection[str]) -> Iterator[tuple[int, Kind]]:
+    """Yield (offset, kind of what ends there). Only whole lines count."""
+    fence = ""
+    offset = 0
+    kind: Kind = "markdown"
+    blank = False
+    for line in text.splitlines(keepends=True):
+        if not line.endswith("\n"):
+            return
+        bare = line.rstrip("\n")
+        opener = _FENCE.match(bare)
+        this: Kind = "lines" if not fence and _is_literal(bare, verbatim) else "markdown"
+        starts_new = this != kind or (blank and not bare.startswith((" ", "\t")))
+        if offset and not fence and bare.strip() and starts_new:
+            yield offset, kind
+        if not fence and bare.strip():
+            kind = this
+        if opener and (not fence or (opener[1].startswith(fence) and not bare.strip(" `~"))):
+            fence = "" if fence else opener[1]
+        blank = not bare.strip() and not fence
+        offset += len(line)
+        if kind == "lines" and not fence and not blank:
+            yield offset, kind
+
+
+def _is_literal(line: str, verbatim: Collection[str]) -> bool:
+    return bool(line.strip()) and (line in verbatim or bool(_PLACE.match(line)) or bool(_NUMBERED.match(line)))
+
+
+def draw(block: Block) -> RenderableType:
+    """Return what rich prints for one block."""
+    if block.kind == "markdown":
+        return AnswerMarkdown(block.text)
+    return Text("\n").join(map(place_line, block.text.splitlines()))
+
+
+def place_line(line: str) -> Text:
+    """A line as a tool returned it, with its `path:line` coloured."""
+    match = _PLACE.match(line)
+    return Text.assemble((match["place"], "cyan"), match["rest"]) if match else Text(line)
+
+
+class _Heading(Heading):
+    """A heading on the left, where the text is."""
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        yield Text.assemble(("#" * int(self.tag[1:]) + " ", "dim"), self.text, style="bold")
+
+
+class AnswerMarkdown(Markdown):
+    """Markdown the way a model writes it: line breaks stay, `__dunder__` names stay, nothing becomes a link."""
+
+    elements: ClassVar = Markdown.elements | {"heading_open": _Heading}
+
+    def __init__(self, text: str) -> None:
+        super().__init__(keep_names(text), hyperlinks=False, code_theme="ansi_dark")
+        _keep_line_breaks(self.parsed)
+
+
+def _keep_line_breaks(tokens: list[Token]) -> None:
+    for token in tokens:
+        if token.type == "softbreak":
+            token.type = "hardbreak"
+        _keep_line_breaks(token.children or [])
+
+
+def keep_names(text: str) -> str:
+    """Escape the underscores of `__init__` outside code, where Markdown would take them for bold type."""
+    lines: list[str] = []
+    fenced = False
+    for line in text.splitlines():
+        fenced ^= bool(_FENCE.match(line))
+        lines.append(line if fenced else _escape_dunders(line))
+    return "\n".join(lines)
+
+
+def _escape_dunders(line: str) -> str:
+    parts = _CODE_SPAN.split(line)
+    parts[::2] = [re.sub(r"__(?=\w)(\w*?)__", r"\\_\\_\1\\_\\_", part) for part in parts[::2]]
+    return "".join(parts)
+
+
+class Tail:
+    """The last screenful of a renderable; the rest is not lost, it is printed once it is finished."""
+
+    def __init__(self, inner: RenderableType, *, height: int) -> None:
+        self._inner = inner
+        self._height = height
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        lines = console.render_lines(self._inner, options.update(height=None), pad=False)
+        for line in lines[-self._height :]:
+            yield from line
+            yield Segment.line()
+
+
+def tail(text: str, *, height: int) -> RenderableType:
+    """Draw the unfinished end of an answer, within `height` lines."""
+    lines = text.splitlines()
+    fence = next((line for line in lines if _FENCE.match(line)), "")
+    shown = lines[-3 * height :]
+    if fence and fence not in shown:
+        shown.insert(0, fence)
+    return Tail(AnswerMarkdown("\n".join(shown)), height=height)

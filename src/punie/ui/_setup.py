@@ -1,0 +1,85 @@
+"""From flags and settings to what a conversation needs: a config, a permission mode, a model and an agent."""
+
+import uuid
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
+from difflib import get_close_matches
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from punie.config import TOOL_NAMES, AgentConfig, PermissionMode, Settings, load_settings
+from punie.errors import ConfigError, UsageError
+from punie.ui.options import MODES, Options
+
+if TYPE_CHECKING:
+    from pydantic_ai import Agent
+    from pydantic_ai.models import Model
+
+    from punie.agent.approval import Approver
+    from punie.backends import Progress
+    from punie.tools import Workspace
+
+
+@dataclass(frozen=True)
+class Setup:
+    """Everything decided before a model is loaded."""
+
+    settings: Settings
+    config: AgentConfig
+    mode: PermissionMode
+    root: Path
+    notices: tuple[str, ...]
+    session_id: str
+
+    def with_model(self, spec: str) -> "Setup":
+        """Return the same with another model, which may be an alias."""
+        resolved = self.settings.aliases.get(spec, spec)
+        return replace(self, config=self.config.model_copy(update={"model": resolved}))
+
+
+def prepare(options: Options, *, env: Mapping[str, str]) -> Setup:
+    """Read the settings and check what names tools and modes. Loads no model library."""
+    resolved = load_settings(cwd=options.cwd, env=env, flags=options.flags())
+    settings = resolved.settings
+    for names in (settings.tools, settings.allowed_tools, settings.disallowed_tools):
+        _check_tools(names)
+    mode = settings.permission_mode
+    if mode not in MODES:
+        source = resolved.sources["permission_mode"]
+        raise ConfigError(f"{source}: permission mode '{mode}' is not available.", f"Choose one of {', '.join(MODES)}.")
+    return Setup(
+        settings=settings,
+        config=settings.agent_config(),
+        mode=mode,
+        root=options.cwd,
+        notices=resolved.notices,
+        session_id=uuid.uuid4().hex,
+    )
+
+
+def _check_tools(names: Collection[str]) -> None:
+    for name in names:
+        if name not in TOOL_NAMES:
+            close = get_close_matches(name, TOOL_NAMES, n=1)
+            hint = f"Did you mean '{close[0]}'?" if close else f"There are {', '.join(TOOL_NAMES)}."
+            raise UsageError(f"There is no tool named '{name}'.", hint)
+
+
+def load_model(setup: Setup, on_progress: "Progress") -> "Model":
+    """Build the model of the config; fetches weights that are not here yet."""
+    from punie.backends import build
+
+    cache_dir = setup.settings.cache_dir
+    return build(setup.config.model, setup.config, cache_dir=cache_dir, on_progress=on_progress)
+
+
+def assemble(setup: Setup, *, model: "Model", ask: "Approver") -> "Agent[Workspace, str]":
+    """Make the agent: tools as the permission mode allows, `ask` where the mode leaves it to the user."""
+    from punie.agent.approval import approver_for
+    from punie.agent.factory import create_agent
+    from punie.tools import READ_ONLY
+
+    tools = tuple(name for name in setup.config.tools if setup.mode != "plan" or name in READ_ONLY)
+    config = setup.config.model_copy(update={"tools": tools})
+    approve = approver_for(setup.mode, allowed=setup.settings.allowed_tools, ask=ask)
+    return create_agent(config, model=model, approve=approve)

@@ -1,0 +1,39 @@
+"""What the command line asked for, as one frozen value.
+
+A NamedTuple: importing `dataclasses` would be a fifth of the time `punie --help` takes.
+"""
+
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+OutputFormat = Literal["text", "json", "stream-json"]
+OUTPUT_FORMATS: tuple[OutputFormat, ...] = ("text", "json", "stream-json")
+MODES = ("default", "acceptEdits", "dontAsk", "plan", "bypassPermissions")
+"""The permission modes that can be chosen."""
+
+
+class Options(NamedTuple):
+    """Flags as given; None and () mean that a flag was not given and the settings decide."""
+
+    cwd: Path
+    prompt: str | None = None
+    print_only: bool = False
+    model: str | None = None
+    permission_mode: str | None = None
+    allowed_tools: tuple[str, ...] = ()
+    disallowed_tools: tuple[str, ...] = ()
+    max_turns: int | None = None
+    output_format: OutputFormat = "text"
+    no_session: bool = False
+    verbose: bool = False
+
+    def flags(self) -> dict[str, object]:
+        """Return the settings these flags override, by their dotted keys."""
+        return {
+            "model": self.model,
+            "permission_mode": self.permission_mode,
+            "allowed_tools": self.allowed_tools or None,
+            "disallowed_tools": self.disallowed_tools or None,
+            "limits.max_turns": self.max_turns,
+            "save_sessions": False if self.no_session else None,
+        }
