@@ -1,0 +1,194 @@
+"""Runs the suite on the real agent with a real model, case by case, and keeps every outcome in a JSONL file.
+
+A run that was interrupted goes on where it stopped: an outcome counts as long as suite, model and settings are the same.
+"""
+
+import json
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from punie.agent import TurnEnded, create_agent, run_turn
+from punie.agent.approval import approve_all
+from punie.config import AgentConfig
+from punie.tools import Workspace
+from punie.wire import conversation
+from pydantic_ai.messages import ModelMessage
+from pydantic_ai.models import Model
+
+from punie_training.generate import Studio, scratch_copy
+from punie_training.score import mark, paths, places
+from punie_training.suite import Case
+from punie_training.tasks import Step
+
+CHANGING = frozenset({"edit", "write", "command"})
+Progress = Callable[[int, int, "Outcome"], None]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a model did with one case; all figures are about the last question of the conversation."""
+
+    id: str
+    family: str
+    project: str
+    template: str
+    seen_wording: bool
+    question: str
+    needs_tool: bool
+    answer: str
+    said: str
+    """What the model itself wrote last, before result lines were put in."""
+    calls: tuple[tuple[str, str], ...]
+    """Tool and arguments as sorted JSON, in order."""
+    valid_calls: bool
+    first_call_right: bool
+    precision: float
+    recall: float
+    f1: float
+    right: bool
+    looped: bool
+    invented_paths: int
+    turns: int
+    stop_reason: str
+    total_s: float
+    prefill_s: float
+    decode_s: float
+    tools_s: float
+    input_tokens: int
+    output_tokens: int
+    cached_tokens: int
+
+    @property
+    def used_tool(self) -> bool:
+        """Whether any tool was called."""
+        return bool(self.calls)
+
+
+async def evaluate(
+    cases: Sequence[Case],
+    *,
+    model: Model,
+    config: AgentConfig,
+    opened: Sequence[Studio],
+    store: Path,
+    key: str,
+    on_progress: Progress = lambda done, total, outcome: None,
+) -> tuple[Outcome, ...]:
+    """Run what is not in the store yet; `key` names suite, model and settings."""
+    done = stored(store, key=key)
+    by_project = {studio.project: studio for studio in opened}
+    outcomes: list[Outcome] = []
+    store.parent.mkdir(parents=True, exist_ok=True)
+    for number, case in enumerate(cases, start=1):
+        outcome = done.get(case.id)
+        if outcome is None:
+            outcome = await run_case(case, model=model, config=config, studio=by_project[case.task.project])
+            with store.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"key": key, **asdict(outcome)}, ensure_ascii=False) + "\n")
+        outcomes.append(outcome)
+        on_progress(number, len(cases), outcome)
+    return tuple(outcomes)
+
+
+def stored(store: Path, *, key: str) -> Mapping[str, Outcome]:
+    """Read the outcomes of an earlier run with the same key; a torn last line is ignored."""
+    found: dict[str, Outcome] = {}
+    for line in store.read_text("utf-8").splitlines() if store.is_file() else ():
+        try:
+            record = json.loads(line)
+        except ValueError:
+            continue
+        if record.pop("key") == key:
+            record["calls"] = tuple((name, arguments) for name, arguments in record["calls"])
+            found[record["id"]] = Outcome(**record)
+    return found
+
+
+async def run_case(case: Case, *, model: Model, config: AgentConfig, studio: Studio) -> Outcome:
+    """Ask every question of the case in turn and mark the last answer."""
+    async with _workspace(case, studio) as workspace:
+        agent = create_agent(config, model=model, approve=approve_all)
+        history: Sequence[ModelMessage] = ()
+        ended: TurnEnded | None = None
+        for turn in case.task.turns:
+            async for event in run_turn(agent, turn.question, workspace=workspace, config=config, history=history):
+                if isinstance(event, TurnEnded):
+                    ended, history = event, event.messages
+        if ended is None:
+            raise ValueError(f"case {case.id} asks nothing")
+        return _outcome(case, ended, studio=studio, root=Path(workspace.root))
+
+
+@asynccontextmanager
+async def _workspace(case: Case, studio: Studio) -> AsyncIterator[Workspace]:
+    if case.task.family not in CHANGING:
+        yield studio.workspace
+        return
+    with scratch_copy(studio.root) as root:
+        yield Workspace(root)
+
+
+def _outcome(case: Case, ended: TurnEnded, *, studio: Studio, root: Path) -> Outcome:
+    turn = case.task.turns[-1]
+    marked = mark(ended.answer, turn.expect, root=root)
+    calls = tuple((r.name, json.dumps(dict(r.arguments), sort_keys=True)) for r in ended.tool_calls)
+    messages = conversation(ended.messages)
+    said = next((m.content for m in reversed(messages) if m.role == "assistant"), "")
+    answered = ended.stop_reason == "done"
+    return Outcome(
+        id=case.id,
+        family=case.task.family,
+        project=case.task.project,
+        template=turn.template,
+        seen_wording=case.task.seen_wording,
+        question=turn.question,
+        needs_tool=bool(turn.steps),
+        answer=ended.answer,
+        said=said,
+        calls=calls,
+        valid_calls=bool(calls) and is_valid(ended),
+        first_call_right=first_call_right(ended, turn.steps),
+        precision=marked.precision if answered else 0.0,
+        recall=marked.recall if answered else 0.0,
+        f1=marked.f1 if answered else 0.0,
+        right=marked.right and answered,
+        looped=ended.stop_reason in {"loop", "limit"},
+        invented_paths=invented(said, studio) if turn.steps else 0,
+        turns=ended.turns,
+        stop_reason=ended.stop_reason,
+        total_s=ended.timing.total_s,
+        prefill_s=ended.timing.prefill_s,
+        decode_s=ended.timing.decode_s,
+        tools_s=ended.timing.tools_s,
+        input_tokens=ended.usage.input_tokens,
+        output_tokens=ended.usage.output_tokens,
+        cached_tokens=ended.usage.cached_tokens,
+    )
+
+
+def is_valid(ended: TurnEnded) -> bool:
+    """Whether every call named a tool and had arguments that fit it; a tool that found nothing is fine."""
+    refused = ("Call it as ", "Unknown tool")
+    return not any(r.outcome == "error" and any(text in r.output for text in refused) for r in ended.tool_calls)
+
+
+def first_call_right(ended: TurnEnded, steps: Sequence[Step]) -> bool:
+    """Whether the first call is the planned one, or no call was made where none was planned."""
+    if not steps or not ended.tool_calls:
+        return not steps and not ended.tool_calls
+    first = ended.tool_calls[0]
+    return first.name == steps[0].tool and normal(first.arguments) == normal(steps[0].arguments)
+
+
+def normal(arguments: Mapping[str, object]) -> Mapping[str, object]:
+    """Arguments without what means nothing: a null, and a `start` at the first line."""
+    return {k: v for k, v in arguments.items() if v is not None and not (k == "start" and v == 1)}
+
+
+def invented(said: str, studio: Studio) -> int:
+    """Count the paths the model wrote itself that the project does not have."""
+    cited = {place.rpartition(":")[0] for place in places(said)} | paths(said)
+    known = set(studio.oracle.files)
+    return sum(not any(f == path or f.endswith(f"/{path}") for f in known) for path in cited if "/" in path)

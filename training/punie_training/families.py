@@ -1,0 +1,65 @@
+"""Which families of questions there are and how much of the data each makes up."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+from punie_training import family_changes, family_files, family_follow, family_symbols
+from punie_training.tasks import Subject, Task, Turn
+
+Questions = Callable[[Subject], Iterator[Turn]]
+
+
+@dataclass(frozen=True)
+class Family:
+    """Some generators of questions and their share of the whole."""
+
+    name: str
+    share: float
+    questions: tuple[Questions, ...] = ()
+    changes: bool = False
+    """Whether its calls change or run something, so that each gets a copy of the project."""
+
+    def tasks(self, subject: Subject) -> Iterator[Task]:
+        """Yield tasks about one project until it has no more to ask about."""
+        if self.name == "followup":
+            for pair in family_follow.follow_up(subject):
+                yield self._task(subject, pair)
+            return
+        streams = [questions(subject) for questions in self.questions]
+        while streams:
+            for stream in list(streams):
+                turn = next(stream, None)
+                if turn is None:
+                    streams.remove(stream)
+                else:
+                    yield self._task(subject, (turn,))
+
+    def _task(self, subject: Subject, turns: Sequence[Turn]) -> Task:
+        return Task(self.name, subject.project, tuple(turns), seen_wording=not subject.voice.held_out)
+
+
+_S, _F, _C = family_symbols, family_files, family_changes
+
+FAMILIES: tuple[Family, ...] = (
+    Family("subclasses", 0.10, (_S.subclasses,)),
+    Family("definition", 0.10, (_S.definition,)),
+    Family("references", 0.09, (_S.references,)),
+    Family("count", 0.075, (_S.count_subclasses, _S.count_references, _F.count_files, _F.count_matches, _F.line_count)),
+    Family("signature", 0.12, (_S.arguments, _S.bases, _S.is_async, _S.decorators, _S.returns, _S.default)),
+    Family("read", 0.075, (_F.read,)),
+    Family("outline", 0.035, (_F.outline,)),
+    Family("list_files", 0.06, (_F.list_files,)),
+    Family("search", 0.08, (_F.search,)),
+    Family("two_hop", 0.06, (_S.two_hop,)),
+    Family("recovery", 0.03, (_F.recovery,)),
+    Family("empty", 0.065, (_S.no_subclasses, _S.no_definition, _S.no_references, _S.no_code, _F.no_file, _F.no_match)),
+    Family("command", 0.025, (_C.command, _C.known_command), changes=True),
+    Family("edit", 0.035, (_C.edit,), changes=True),
+    Family("write", 0.015, (_C.write,), changes=True),
+    Family("followup", 0.095),
+)
+
+
+def family(name: str) -> Family:
+    """Return a family by its name."""
+    return next(f for f in FAMILIES if f.name == name)

@@ -1,0 +1,161 @@
+"""Requests that change or run something: commands, replacements, new files. The work is done on a copy."""
+
+import hashlib
+import re
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+from punie_training.tasks import Expect, Step, Subject, Turn, with_result
+
+LONGEST_LINE = 48
+TEXTS = (
+    "hello",
+    "Hello, world!",
+    "print('hello')",
+    "# Notes",
+    "import sys",
+    "build/",
+    "TODO: write this",
+    "x = 1",
+    "name,value",
+    "All rights reserved.",
+    "flask==3.1.3",
+    "*.pyc",
+    "def main(): ...",
+    "DEBUG = True",
+    "See the README.",
+    "print(1 + 1)",
+    "version: 1",
+    "# Changelog",
+)
+FILES = (
+    "notes.txt",
+    "hello.py",
+    "docs/notes.md",
+    "scripts/run.py",
+    ".gitignore",
+    "requirements.txt",
+    "TODO.md",
+    "data/table.csv",
+    "settings.py",
+    "CHANGES.md",
+    "tests/test_new.py",
+    "config/local.toml",
+    "example.py",
+    "docs/index.md",
+)
+COMMANDS = (
+    "ls",
+    "echo hello",
+    "echo one two three",
+    "ls {d}",
+    "wc -l {p}",
+    "head -n 3 {p}",
+    "tail -n 2 {p}",
+    "grep -c import {p}",
+    "grep -n class {p}",
+    "cat missing.txt",
+    "false",
+    "true",
+    "ls nowhere",
+    "find . -name '*.md'",
+    "expr 6 '*' 7",
+    "basename {p}",
+    "grep -rl TODO {d}",
+    "sort {p} | head -n 2",
+    "test -f {p}",
+    "dirname {p}",
+    "uname",
+    "head -c 60 {p}",
+)
+
+
+# --- run -----------------------------------------------------------------------------------------------------------
+
+
+def command(subject: Subject) -> Iterator[Turn]:
+    """Run a command the user names."""
+    folders = sorted({str(Path(p).parent) for p in subject.oracle.files if "/" in p})
+    for pattern in subject.shuffled(COMMANDS):
+        path = subject.rng.choice(subject.oracle.files)
+        text = pattern.format(p=path, d=subject.rng.choice(folders))
+        template, question = subject.voice.put("command", c=text)
+        yield ran(subject, text, template=template, question=question)
+
+
+def known_command(subject: Subject) -> Iterator[Turn]:
+    """Ask for something that a well-known command tells."""
+    for name, text in subject.shuffled((("command_python", "python --version"), ("command_tests", "python -m pytest -q"))):
+        if name == "command_tests" and any("test" in p for p in subject.oracle.files):
+            continue  # the run would take minutes
+        template, question = subject.voice.put(name)
+        yield ran(subject, text, template=template, question=question)
+
+
+def ran(subject: Subject, text: str, *, template: str, question: str) -> Turn:
+    """Plan one command; its own run here says what to expect."""
+    done = subprocess.run(  # noqa: S602 - the commands are the ones above, run in a copy of a public project
+        text, shell=True, cwd=subject.oracle.root, capture_output=True, text=True, check=False, timeout=20
+    )
+    lines = tuple(line.rstrip() for line in (done.stdout + done.stderr).splitlines())
+    outcome = "It succeeded" if done.returncode == 0 else f"It failed with exit code {done.returncode}"
+    answer = with_result(outcome) if lines else f"{outcome} and printed nothing."
+    expect = Expect("output", lines, says=(outcome,))
+    return Turn(template, question, (Step("run_command", {"command": text}),), answer, expect, text)
+
+
+# --- change --------------------------------------------------------------------------------------------------------
+
+
+def edit(subject: Subject) -> Iterator[Turn]:
+    """Replace a short text that stands once in a file."""
+    for path in subject.shuffled([p for p in subject.oracle.files if p.endswith((".py", ".md", ".rst"))]):
+        text = "\n".join(subject.oracle.lines(path))
+        lines = [line.strip() for line in subject.oracle.lines(path)]
+        fit = [x for x in lines if 8 <= len(x) <= LONGEST_LINE and text.count(x) == 1 and "`" not in x and x.isascii()]
+        for old in subject.rng.sample(fit, min(2, len(fit))):
+            new = _changed(subject, old)
+            if new and new != old:
+                yield _replaced(subject, path, old=old, new=new)
+
+
+def _changed(subject: Subject, old: str) -> str:
+    """Return the line with a number, a constant or a word changed; "" if it offers nothing."""
+    options = [
+        re.sub(r"\b\d+\b", lambda m: str(int(m[0]) + subject.rng.choice((1, 2, 10))), old, count=1),
+        re.sub(r"\b(True|False)\b", lambda m: "False" if m[1] == "True" else "True", old, count=1),
+        re.sub(r"\bNone\b", '""', old, count=1),
+        re.sub(r"'([a-z ]+)'", lambda m: f"'new {m[1]}'", old, count=1),
+        re.sub(r'"([a-z ]+)"', lambda m: f'"{m[1]}s"', old, count=1),
+        re.sub(r"^(\w+) = ", lambda m: f"{m[1]}_value = ", old),
+        re.sub(r"^def (\w+)\(", lambda m: f"def {m[1]}_now(", old),
+        re.sub(r"^return (\w+)$", lambda m: f"return not {m[1]}", old),
+        re.sub(r"\bself\.(\w+)", lambda m: f"self.new_{m[1]}", old, count=1),
+        re.sub(r"^class (\w+)", lambda m: f"class My{m[1]}", old),
+        f"{old}  # checked" if not old.startswith(("#", '"', "'", ".", "*", "-")) else old,
+    ]
+    real = [o for o in options if o != old]
+    return subject.rng.choice(real) if real else ""
+
+
+def _replaced(subject: Subject, path: str, *, old: str, new: str) -> Turn:
+    template, question = subject.voice.put("edit", p=path, old=old, new=new)
+    after = "\n".join(subject.oracle.lines(path)).replace(old, new)
+    step = Step("edit_file", {"path": path, "old": old, "new": new})
+    return Turn(template, question, (step,), with_result(f"Done, {path} is changed"), _file(path, after), path)
+
+
+def write(subject: Subject) -> Iterator[Turn]:
+    """Create a small file."""
+    for path in subject.shuffled([f for f in FILES if f not in subject.oracle.files]):
+        text = subject.rng.choice(TEXTS)
+        template, question = subject.voice.put("write", p=path, t=text)
+        step = Step("write_file", {"path": path, "content": text})
+        yield Turn(template, question, (step,), f"Done, {path} is written.", _file(path, text), path)
+
+
+def _file(path: str, text: str) -> Expect:
+    """Expect the file to hold this text; the newline at its end does not count."""
+    digest = hashlib.sha256(text.rstrip("\n").encode()).hexdigest()
+    return Expect("file", (path, digest), says=(path,))
