@@ -1,0 +1,78 @@
+"""Reading a text file for a tool, with an answer in plain words where that fails."""
+
+import codecs
+from dataclasses import dataclass
+
+from pydantic_ai import ModelRetry
+
+from punie.tools._output import counted, nearest_paths, printable
+from punie.tools._paths import Content, NotRegularFile, OutsideWorkspace, located, read_beneath, relative_path
+from punie.tools._workspace import Workspace
+
+MAX_TEXT_BYTES = 8_000_000
+SNIFFED_BYTES = 8_192
+_UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What the model is told instead of a file's content: the world said no."""
+
+    text: str
+
+
+def load(workspace: Workspace, path: str, *, limit: int = MAX_TEXT_BYTES) -> Content | Answer:
+    """The bytes of a file in the workspace. A path that leaves it raises ModelRetry."""
+    try:
+        return read_beneath(workspace.root, path, limit=limit)
+    except OutsideWorkspace:
+        raise outside(path) from None
+    except (FileNotFoundError, NotADirectoryError):
+        return missing(workspace, path)
+    except (NotRegularFile, IsADirectoryError):
+        return Answer(_not_a_file(workspace, path))
+    except OSError as error:
+        return Answer(f"Cannot read {printable(path)}: {error.strerror or error}")
+
+
+def outside(path: str) -> ModelRetry:
+    """The refusal for a path that leaves the workspace."""
+    return ModelRetry(f"{printable(path)} is outside the workspace. Use a path relative to the workspace root.")
+
+
+def missing(workspace: Workspace, path: str) -> Answer:
+    """No such file, with the paths most like it."""
+    plain = relative_path(workspace.root, path)
+    near = nearest_paths(plain, (entry.path for entry in workspace.files()))
+    hint = f" Nearest: {', '.join(map(printable, near))}" if near else ""
+    return Answer(f"No such file: {printable(plain)}.{hint}")
+
+
+def _not_a_file(workspace: Workspace, path: str) -> str:
+    with located(workspace.root, path) as place:
+        relative = place.relative
+    prefix = "" if relative == "." else f"{relative}/"
+    inside = sum(entry.path.startswith(prefix) for entry in workspace.files())
+    if not inside:
+        return f"{printable(path)} is not a regular file."
+    return f"{printable(relative)} is a directory with {counted(inside, 'file')}. Use list_files with glob={prefix}**"
+
+
+def is_binary(data: bytes) -> bool:
+    """Whether the start of a file looks like no text."""
+    return not data.startswith(_UTF16) and b"\0" in data[:SNIFFED_BYTES]
+
+
+def decode(data: bytes) -> tuple[str, bool]:
+    """The text, and whether every byte of it could be read."""
+    encoding = "utf-16" if data.startswith(_UTF16) else "utf-8-sig"
+    try:
+        return data.decode(encoding), True
+    except UnicodeDecodeError:
+        return data.decode(encoding, errors="replace"), False
+
+
+def lines_of(text: str) -> list[str]:
+    """Lines as editors count them: a newline at the end starts no further line."""
+    lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
+    return lines[:-1] if lines[-1] == "" else lines

@@ -1,0 +1,53 @@
+"""The directory the tools work on, with what they learn about it."""
+
+import hashlib
+import os
+import threading
+from collections.abc import Iterator, Mapping
+from functools import cached_property
+from pathlib import Path
+
+from punie.tools._index import Index
+from punie.tools._walk import Entry, walk_files
+
+
+class Workspace:
+    """What the tools get from the agent: a root they never leave, an index, and a record of what was read.
+
+    `seen` maps paths from the root to the SHA-256 of the bytes the model saw last. `environment` is the source of the
+    variables that commands get; only harmless ones are handed on.
+    """
+
+    def __init__(
+        self, root: str | os.PathLike[str], *, command_timeout_s: float = 120, environment: Mapping[str, str] | None = None
+    ) -> None:
+        self.root = Path(root).resolve(strict=True)
+        if not self.root.is_dir():
+            raise NotADirectoryError(str(root))
+        self.command_timeout_s = command_timeout_s
+        self.environment: Mapping[str, str] = os.environ if environment is None else environment
+        self.seen: dict[str, str] = {}
+
+    @cached_property
+    def index(self) -> Index:
+        """The index of Python definitions; empty until something asks for it."""
+        return Index(self.root)
+
+    def warm(self) -> threading.Thread:
+        """Fill the index in the background; tools that need it meanwhile wait for it."""
+        thread = threading.Thread(target=self.index.refresh, name="punie-index", daemon=True)
+        thread.start()
+        return thread
+
+    def files(self) -> Iterator[Entry]:
+        """The files of the workspace, sorted by path, without ignored and generated ones."""
+        return walk_files(self.root)
+
+    def remember(self, relative: str, data: bytes) -> None:
+        """Record the bytes of a file the model has seen or written."""
+        self.seen[relative] = digest(data)
+
+
+def digest(data: bytes) -> str:
+    """SHA-256 in hexadecimal."""
+    return hashlib.sha256(data).hexdigest()

@@ -1,0 +1,30 @@
+"""Where a class, function, method or constant is defined."""
+
+from pydantic_ai import RunContext
+
+from punie.tools._facts import Symbol
+from punie.tools._names import clean_name, definitions, nearest_line
+from punie.tools._output import clip, counted, listing
+from punie.tools._workspace import Workspace
+
+
+def find_symbol(ctx: RunContext[Workspace], name: str) -> str:
+    """Find where a class, function or variable is defined.
+
+    Args:
+        name: Name, such as Flask, Flask.run or flask.app.Flask.
+    """
+    index = ctx.deps.index
+    snapshot = index.refresh()
+    wanted = clean_name(name)
+    found = definitions(snapshot, wanted)
+    header = f"{counted(len(found), 'definition')} of {clip(wanted)}"
+    notes = index.gaps(snapshot, wanted.rpartition(".")[2])
+    if not found:
+        notes = [*nearest_line(wanted, snapshot.by_name), *notes]
+    return listing(header, [_item(symbol) for symbol in found], narrow="narrow with a qualified name", notes=notes)
+
+
+def _item(symbol: Symbol) -> str:
+    text = " ".join([*symbol.decorators, symbol.text])
+    return f"{clip(symbol.path, limit=400)}:{symbol.span} {clip(text)}"
