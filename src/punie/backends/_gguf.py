@@ -1,18 +1,17 @@
 """GGUF files read and written with numpy: weights under their Hugging Face names, tokenizer, merge of an adapter."""
 
-import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from punie.errors import ConfigError, ModelError, WeightsDamaged, WeightsMissing
+from punie.errors import ModelError, WeightsDamaged, WeightsMissing
 
 if TYPE_CHECKING:
-    from gguf import GGUFReader, GGUFWriter, ReaderTensor
+    from gguf import GGUFReader, ReaderTensor
     from tokenizers import Tokenizer
 
     Array = np.ndarray[Any, np.dtype[np.float32]]

@@ -1,6 +1,5 @@
 """Weights of the local models in the cache: fetched, checked, merged with their adapter, each written in one step."""
 
-import hashlib
 import importlib.util
 import shutil
 import zipfile
@@ -12,7 +11,7 @@ from pathlib import Path
 from punie.backends import _files
 from punie.backends._gguf import Progress
 from punie.backends.catalogue import EMBEDDED, Entry, PackagedFile, entry
-from punie.errors import ModelError, WeightsDamaged, WeightsMissing
+from punie.errors import WeightsDamaged, WeightsMissing
 
 _KEPT_MERGES = 4
 _PACKAGE = Path(__file__).parent.parent

@@ -1,0 +1,116 @@
+"""What an engine is: something that continues token ids, on one thread of its own. Imports no model library."""
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from queue import SimpleQueue
+from typing import TYPE_CHECKING, Literal, Protocol, TypeVar
+
+from punie.errors import ModelError
+
+if TYPE_CHECKING:
+    from punie.wire import Wire
+
+T = TypeVar("T")
+
+Finish = Literal["stop", "length", "cancelled"]
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Some generated text. The last piece of a generation carries `finish` and the figures below it."""
+
+    text: str = ""
+    token_count: int = 0
+    """Tokens generated since the piece before."""
+    finish: Finish | None = None
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    """Prompt tokens that were still in the engine's cache."""
+    prefill_s: float = 0.0
+    decode_s: float = 0.0
+
+
+class Engine(Protocol):
+    """Loaded weights. Every method is called on the same worker thread."""
+
+    @property
+    def name(self) -> str:
+        """Name of the engine, for people."""
+        ...
+
+    @property
+    def context_window(self) -> int:
+        """Tokens of prompt and answer together."""
+        ...
+
+    def generate(
+        self,
+        prompt: Sequence[int],
+        *,
+        max_tokens: int,
+        temperature: float,
+        seed: int,
+        stop: Sequence[str],
+        cancelled: threading.Event,
+    ) -> Iterator[Piece]:
+        """Continue the prompt; text of a stop string is never yielded, and `cancelled` is obeyed at every token.
+
+        Always ends with one piece that has `finish`. Keeps the prompt cached for the next call.
+        """
+        ...
+
+    def close(self) -> None:
+        """Give the memory back."""
+        ...
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """An engine with the renderer of the same model."""
+
+    engine: Engine
+    wire: "Wire"
+    load_s: float
+
+
+class Worker:
+    """One daemon thread that runs jobs in the order they come: engines are not safe to share between threads."""
+
+    def __init__(self, name: str) -> None:
+        self._jobs: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        self._stopped = False
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._thread.start()
+
+    def submit(self, job: Callable[[], T]) -> "Future[T]":
+        """Queue a job; its result or error comes through the future. Raises ModelError after `stop`."""
+        if self._stopped:
+            raise ModelError("The model is closed.")
+        future: Future[T] = Future()
+
+        def run() -> None:
+            if not future.set_running_or_notify_cancel():
+                return
+            try:
+                result = job()
+            except BaseException as error:  # noqa: BLE001 - whoever waits for the future raises it
+                future.set_exception(error)
+            else:
+                future.set_result(result)
+
+        self._jobs.put(run)
+        return future
+
+    def stop(self, *, timeout: float) -> None:
+        """Let the queued jobs finish, for at most `timeout` seconds."""
+        self._stopped = True
+        self._jobs.put(None)
+        if threading.current_thread() is not self._thread:
+            self._thread.join(timeout)
+
+    def _run(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            job()
+            del job  # a finished job must not keep its model alive until the next one comes

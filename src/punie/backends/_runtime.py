@@ -1,0 +1,129 @@
+"""The worker thread of one local model: what is loaded on it, what runs on it, and how both end."""
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Any
+
+from punie import wire
+from punie.backends._engine import Engine, Loaded, Piece, Worker
+from punie.errors import ModelError
+
+_CLOSING_SECONDS = 2.0
+
+
+@dataclass(frozen=True)
+class Job:
+    """What an engine is asked for."""
+
+    prompt: tuple[int, ...]
+    max_tokens: int
+    temperature: float = 0.0
+    seed: int = 0
+    stop: tuple[str, ...] = ()
+
+
+class Generation:
+    """One generation: its pieces cross from the worker thread to the event loop that asked."""
+
+    def __init__(self) -> None:
+        self.cancelled = threading.Event()
+        self._loop = asyncio.get_running_loop()
+        self._queue: asyncio.Queue[Piece | BaseException] = asyncio.Queue()
+
+    def put(self, item: Piece | BaseException) -> None:
+        """Hand over, from the worker thread."""
+        try:
+            self._loop.call_soon_threadsafe(self._queue.put_nowait, item)
+        except RuntimeError:  # the loop is closed: nobody is left to read
+            self.cancelled.set()
+
+    async def pieces(self) -> AsyncIterator[Piece]:
+        """Every piece up to the one that carries `finish`. Raises what the engine raised."""
+        finished = False
+        while not finished:
+            item = await self._queue.get()
+            if isinstance(item, BaseException):
+                raise item
+            finished = item.finish is not None
+            yield item
+
+
+class Runtime:
+    """Loads once, generates one answer at a time. Knows no model, so that a model's finalizer can hold it."""
+
+    def __init__(self, load: Callable[[], Loaded], *, worker: Worker) -> None:
+        self._load = load
+        self._worker = worker
+        self._lock = threading.Lock()
+        self._loading: Future[Loaded] | None = None
+        self._running: set[Generation] = set()
+        self._closed = False
+
+    def loaded(self) -> "Future[Loaded]":
+        """The weights, being loaded from now on. A failure is tried again by the next request."""
+        with self._lock:
+            failed = self._loading is not None and self._loading.done() and self._loading.exception() is not None
+            if self._loading is None or failed:
+                self._loading = self._worker.submit(self._load)
+            return self._loading
+
+    def prefill(self, messages: Sequence[wire.Message], *, tools: Sequence[dict[str, Any]]) -> None:
+        """Read the beginning that every prompt shares into the cache, as soon as the weights are there."""
+
+        def read(done: "Future[Loaded]") -> None:
+            if done.exception() is None:  # a failed load is for the request to tell
+                prompt = done.result().wire.prompt(messages, tools)
+                self._worker.submit(lambda: _drain(done.result().engine, Job(prompt, max_tokens=1)))
+
+        self.loaded().add_done_callback(read)
+
+    def generate(self, engine: Engine, job: Job) -> Generation:
+        """Queue a generation behind whatever the worker does."""
+        generation = Generation()
+        self._running.add(generation)
+        self._worker.submit(lambda: self._run(engine, job, generation=generation))
+        return generation
+
+    def _run(self, engine: Engine, job: Job, *, generation: Generation) -> None:
+        try:
+            for piece in _start(engine, job, cancelled=generation.cancelled):
+                generation.put(piece)
+        except Exception as error:  # noqa: BLE001 - the request raises it, in the task that waits
+            generation.put(error)
+        finally:
+            self._running.discard(generation)
+
+    def close(self) -> None:
+        """Cancel what runs, free the weights, end the thread. Nothing can be asked afterwards."""
+        for generation in tuple(self._running):
+            generation.cancelled.set()
+        with self._lock:
+            loading, self._loading, closed = self._loading, None, self._closed
+            self._closed = True
+        if loading is not None and not closed:
+            self._worker.submit(lambda: None if loading.exception() else loading.result().engine.close())
+        self._worker.stop(timeout=_CLOSING_SECONDS)
+
+
+def _start(engine: Engine, job: Job, *, cancelled: threading.Event) -> Iterable[Piece]:
+    if cancelled.is_set():
+        return (Piece(finish="cancelled"),)
+    return engine.generate(
+        job.prompt,
+        max_tokens=job.max_tokens,
+        temperature=job.temperature,
+        seed=job.seed,
+        stop=job.stop,
+        cancelled=cancelled,
+    )
+
+
+def _drain(engine: Engine, job: Job) -> None:
+    try:
+        for _ in _start(engine, job, cancelled=threading.Event()):
+            pass
+    except ModelError:
+        return  # reading ahead only saves time; the request itself will say what is wrong
