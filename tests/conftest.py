@@ -19,7 +19,7 @@ def _only_loopback() -> Iterator[None]:
         yield
 
 
-def _guarded(connect):  # noqa: ANN001, ANN202 - wraps a C method
+def _guarded(connect):
     def guarded(sock: socket.socket, address: object) -> object:
         host = address[0] if isinstance(address, tuple) else None
         if host is not None and not str(host).startswith(_LOOPBACK):

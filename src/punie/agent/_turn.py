@@ -26,6 +26,7 @@ from pydantic_ai.messages import (
     ToolReturnPart,
 )
 from pydantic_ai.tools import ToolDefinition
+from pydantic_ai.usage import RunUsage
 
 from punie import tools
 from punie.agent import failures, limits
@@ -203,7 +204,7 @@ class Turn:
         return None
 
     def _partial(self, error: PunieError | None) -> str:
-        text = self._text or self._earlier_text
+        text = self._text.strip() or self._earlier_text.strip()
         if not isinstance(error, RepeatedText):
             return text
         cut = limits.cut_repetition(text)
@@ -215,24 +216,21 @@ class Turn:
         except UserError:  # the run never started
             return list(self.history)
 
-    def _usage_if_new(self) -> Iterator[Event]:
-        usage = self._usage()
+    def _run_usage(self) -> RunUsage:
         try:
-            requests = self._run.usage.requests if self._run else 0
+            return self._run.usage if self._run else RunUsage()
         except UserError:  # the run has not started
-            return
-        if requests > self._requests:
-            self._requests = requests
-            yield usage
+            return RunUsage()
 
     def _usage(self) -> UsageUpdated:
-        try:
-            usage = self._run.usage if self._run else None
-        except UserError:  # the run has not started
-            usage = None
-        if usage is None:
-            return UsageUpdated(0, 0, 0)
+        usage = self._run_usage()
         return UsageUpdated(usage.input_tokens, usage.output_tokens, usage.cache_read_tokens)
+
+    def _usage_if_new(self) -> Iterator[Event]:
+        requests = self._run_usage().requests
+        if requests > self._requests:
+            self._requests = requests
+            yield self._usage()
 
     def _timing(self, messages: Sequence[ModelMessage]) -> Timing:
         new = messages[len(self.history) :]

@@ -24,7 +24,8 @@ from pydantic_ai.models import ModelRequestContext
 from pydantic_ai.tools import ToolDefinition
 
 from punie import tools
-from punie.agent import calls, citations, limits
+from punie.agent import calls, citations
+from punie.agent.limits import NOTE_AT, REFUSED, LoopWatch, cut_repetition, note
 from punie.config import Limits
 from punie.errors import LimitReached, LoopDetected, PunieError, RepeatedText, ToolCrashed
 from punie.tools import Workspace
@@ -64,7 +65,7 @@ class ReplyGuard(AbstractCapability[Workspace]):
         return self._checked(ctx, response, text)
 
     def _checked(self, ctx: Context, response: ModelResponse, text: str) -> ModelResponse:
-        if limits.cut_repetition(text) is not None:
+        if cut_repetition(text) is not None:
             raise RepeatedText("The model repeated the same text.", "Ask again in other words, or use a larger model.")
         known = citations.shown(_shown_texts(ctx.messages))
         mended = citations.mend_case(text, known)
@@ -111,8 +112,9 @@ class ToolGuard(AbstractCapability[Workspace]):
     """Ends a turn that goes on too long or in circles, and says clearly what is wrong with a call."""
 
     limits: Limits
-    _watch: limits.LoopWatch = field(default_factory=limits.LoopWatch, init=False)
-    _executed: int = field(default=0, init=False)
+    _watch: LoopWatch = field(default_factory=LoopWatch, init=False)
+    _asked_for: set[str] = field(default_factory=set, init=False)
+    """Ids of the calls so far: one that waits for approval is seen twice."""
 
     async def for_run(self, ctx: Context) -> "ToolGuard":
         """A fresh count for each run."""
@@ -152,7 +154,8 @@ class ToolGuard(AbstractCapability[Workspace]):
         handler: Callable[[dict[str, Any]], Awaitable[Any]],
     ) -> Any:
         """Refuse a call made once too often; run the others and count what they gave."""
-        if self._executed >= self.limits.max_tool_calls:
+        self._asked_for.add(call.tool_call_id)
+        if len(self._asked_for) > self.limits.max_tool_calls:
             raise _limit("tool call", self.limits.max_tool_calls, setting="max_tool_calls")
         if self._watch.refuses(call.tool_name, args):
             if self._watch.stuck:
@@ -160,12 +163,11 @@ class ToolGuard(AbstractCapability[Workspace]):
                     f"The model kept calling {call.tool_name} with the same arguments and the same result.",
                     "Ask more precisely, or use a larger model.",
                 )
-            raise ToolFailed(limits.REFUSED)
+            raise ToolFailed(REFUSED)
         result = await handler(args)
-        self._executed += 1
         changes = call.tool_name not in tools.READ_ONLY
         count = self._watch.record(call.tool_name, args, str(result), changes_files=changes)
-        return _noted(result, count) if count >= limits.NOTE_AT else result
+        return _noted(result, count) if count >= NOTE_AT else result
 
     async def on_tool_execute_error(
         self,
@@ -187,7 +189,7 @@ def _noted(result: object, count: int) -> object:
     if not isinstance(result, str):
         return result
     header, newline, lines = result.partition("\n")
-    return f"{header} {limits.note(count)}{newline}{lines}"
+    return f"{header} {note(count)}{newline}{lines}"
 
 
 def _limit(what: str, most: int, *, setting: str) -> LimitReached:

@@ -78,14 +78,14 @@ def repetition_at_end(text: str) -> int | None:
         copies = LINE_COPIES if is_lines else max(CHUNK_COPIES, -(-_LONGEST_CHUNK // size))
         if text.endswith(chunk * copies):
             cut = _first_copy_end(text, size)
-            return text.rfind("\n", 0, cut) if "\n" in chunk else cut
+            return text.rfind("\n", 0, cut + 1) if "\n" in chunk else cut
     return None
 
 
 def _first_copy_end(text: str, size: int) -> int:
     start = len(text) - size
-    while start >= size and text[start - size : start] == text[start : start + size]:
-        start -= size
+    while start > 0 and text[start - 1] == text[start - 1 + size]:
+        start -= 1
     return start + size
 
 
