@@ -110,7 +110,7 @@ def _add_imports(imports: dict[str, str], node: ast.stmt, package: tuple[str, ..
 def _import_source(node: ast.ImportFrom, package: tuple[str, ...]) -> str:
     if not node.level:
         return node.module or ""
-    above = package[: len(package) - node.level + 1]
+    above = package[: max(len(package) - node.level + 1, 0)]
     return ".".join([*above, *([node.module] if node.module else [])])
 
 

@@ -1,8 +1,10 @@
 """An index of the workspace's Python definitions, read on first use and kept up to date by modification time and size."""
 
+import gc
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -30,6 +32,7 @@ class Reference:
 class Snapshot:
     """The index at one moment. `unparsed` and `oversized` are files whose definitions are not in it."""
 
+    root_name: str
     files: dict[str, Facts]
     unparsed: tuple[str, ...]
     oversized: tuple[str, ...]
@@ -71,9 +74,10 @@ class Index:
         for path in gone:
             self._facts.pop(path, None)
             self._references.pop(path, None)
-        for entry in changed:
-            self._facts[entry.path] = self._read(entry)
-            self._references.pop(entry.path, None)
+        with _collector_paused():
+            for entry in changed:
+                self._facts[entry.path] = self._read(entry)
+                self._references.pop(entry.path, None)
         self._entries = entries
         if changed or gone or self._snapshot is None:
             self._snapshot = self._built(capped=capped)
@@ -98,6 +102,7 @@ class Index:
             for symbol in facts.symbols:
                 names.setdefault(symbol.last_name, []).append(symbol)
         return Snapshot(
+            root_name=self._root.name,
             files=files,
             unparsed=tuple(entry.path for entry in missing if entry.size <= MAX_FILE_BYTES),
             oversized=tuple(entry.path for entry in missing if entry.size > MAX_FILE_BYTES),
@@ -109,7 +114,8 @@ class Index:
         """Uses of a plain name, sorted by path and line. A file is walked only if the name stands in it."""
         with self._lock:
             snapshot = self._refreshed()
-            return [reference for path in snapshot.files for reference in self._uses(path, name)]
+            with _collector_paused():
+                return [reference for path in snapshot.files for reference in self._uses(path, name)]
 
     def _uses(self, path: str, name: str) -> Iterator[Reference]:
         known = self._references.get(path)
@@ -146,6 +152,18 @@ class Index:
     def _holds(self, path: str, name: str) -> bool:
         content = self._content(path)
         return content is not None and (not content.whole or name.encode("utf-8", "replace") in content.data)
+
+
+@contextmanager
+def _collector_paused() -> Iterator[None]:
+    """Syntax trees hold no cycles, and looking for some in them takes as long as parsing them."""
+    paused = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if paused:
+            gc.enable()
 
 
 def _skipped(count: int, *, why: str) -> str:

@@ -25,15 +25,16 @@ def definitions(snapshot: Snapshot, name: str) -> list[Symbol]:
     """
     wanted = name.split(".")
     candidates = snapshot.by_name.get(wanted[-1], ())
-    scored = [(_common_tail(_full_name(symbol), wanted), symbol) for symbol in candidates]
+    scored = [(_common_tail(_full_name(snapshot, symbol), wanted), symbol) for symbol in candidates]
     best = max((score for score, _ in scored), default=0)
     if best == 1 and len(wanted) > 1 and (owners := _classes(snapshot, wanted[-2])):
         return _inherited(snapshot, owners, wanted[-1])
     return [symbol for score, symbol in scored if score == best]
 
 
-def _full_name(symbol: Symbol) -> list[str]:
-    return [*module_of(symbol.path), *symbol.name.split(".")]
+def _full_name(snapshot: Snapshot, symbol: Symbol) -> list[str]:
+    """With the root's own name in front: a workspace that is itself a package is imported by that name."""
+    return [snapshot.root_name, *module_of(symbol.path), *symbol.name.split(".")]
 
 
 def _common_tail(left: list[str], right: list[str]) -> int:
@@ -72,10 +73,10 @@ def parent_classes(snapshot: Snapshot, symbol: Symbol) -> list[Symbol]:
 
 def _base_classes(snapshot: Snapshot, facts: Facts, base: str) -> list[Symbol]:
     named = _classes(snapshot, base.rpartition(".")[2])
-    return [candidate for candidate in named if _may_be(candidate, facts, base)]
+    return [candidate for candidate in named if _may_be(snapshot, candidate, facts=facts, base=base)]
 
 
-def _may_be(candidate: Symbol, facts: Facts, base: str) -> bool:
+def _may_be(snapshot: Snapshot, candidate: Symbol, *, facts: Facts, base: str) -> bool:
     """Whether `base`, written in the file of `facts`, can name `candidate`.
 
     An imported name can be a re-export, so it is enough that the module it comes from encloses the candidate's.
@@ -85,7 +86,7 @@ def _may_be(candidate: Symbol, facts: Facts, base: str) -> bool:
         return candidate.path == facts.path or facts.has_star
     if candidate.path == facts.path and candidate.name.endswith(base):
         return True
-    return _contains(_full_name(candidate)[:-1], source)
+    return _contains(_full_name(snapshot, candidate)[:-1], source)
 
 
 def _contains(parts: list[str], run: list[str]) -> bool:
