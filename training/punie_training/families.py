@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from punie_training import family_changes, family_files, family_follow, family_symbols
+from punie_training import family_changes, family_files, family_follow, family_symbols, family_twins
 from punie_training.tasks import Subject, Task, Turn
 
 Questions = Callable[[Subject], Iterator[Turn]]
@@ -25,7 +25,7 @@ class Family:
             for pair in family_follow.follow_up(subject):
                 yield self._task(subject, pair)
             return
-        streams = [questions(subject) for questions in self.questions]
+        streams = [questions(subject) for questions in subject.shuffled(self.questions)]
         while streams:
             for stream in list(streams):
                 turn = next(stream, None)
@@ -52,10 +52,11 @@ FAMILIES: tuple[Family, ...] = (
     Family("search", 0.08, (_F.search,)),
     Family("two_hop", 0.06, (_S.two_hop,)),
     Family("recovery", 0.03, (_F.recovery,)),
-    Family("empty", 0.065, (_S.no_subclasses, _S.no_definition, _S.no_references, _S.no_code, _F.no_file, _F.no_match)),
+    Family("empty", 0.065, (_S.no_subclasses, _S.no_definition, _S.no_references, _S.no_code, _F.no_file, _F.no_match, _F.no_import)),
     Family("command", 0.025, (_C.command, _C.known_command), changes=True),
     Family("edit", 0.035, (_C.edit,), changes=True),
     Family("write", 0.015, (_C.write,), changes=True),
+    Family("twin", 0.04, (family_twins.twins,)),
     Family("followup", 0.095),
 )
 

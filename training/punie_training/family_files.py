@@ -11,29 +11,30 @@ from punie_training.tasks import Expect, Step, Subject, Turn, several, with_resu
 OUTLINE = "^(class|def|async def) "
 LONGEST_READ = 180
 KINDS = {
-    "Python": "**/*.py",
-    "python": "**/*.py",
-    "test": "**/test_*.py",
-    "markdown": "**/*.md",
-    "Markdown": "**/*.md",
-    "reStructuredText": "**/*.rst",
-    "rst": "**/*.rst",
-    "TOML": "**/*.toml",
-    "JSON": "**/*.json",
-    "text": "**/*.txt",
-    "txt": "**/*.txt",
-    "pyi": "**/*.pyi",
-    ".py": "**/*.py",
-    ".md": "**/*.md",
-    "__init__.py": "**/__init__.py",
-    "__main__.py": "**/__main__.py",
-    "README": "**/README*",
-    "YAML": "**/*.yml",
-    "C": "**/*.c",
-    "JavaScript": "**/*.js",
-    "conftest.py": "**/conftest.py",
-    "config": "**/*config*",
+    "Python": "*.py",
+    "python": "*.py",
+    "test": "test_*.py",
+    "markdown": "*.md",
+    "Markdown": "*.md",
+    "reStructuredText": "*.rst",
+    "rst": "*.rst",
+    "TOML": "*.toml",
+    "JSON": "*.json",
+    "text": "*.txt",
+    "txt": "*.txt",
+    "pyi": "*.pyi",
+    ".py": "*.py",
+    ".md": "*.md",
+    "__init__.py": "__init__.py",
+    "__main__.py": "__main__.py",
+    "README": "README*",
+    "YAML": "*.yml",
+    "C": "*.c",
+    "JavaScript": "*.js",
+    "conftest.py": "conftest.py",
+    "config": "*config*",
 }
+ABSENT_MODULES = "numpy pandas django sqlalchemy redis boto3 yaml toml tkinter sqlite3 smtplib curses telnetlib".split()
 NOTES = ("TODO", "FIXME", "XXX", "NOTE", "HACK", "BUG")
 
 
@@ -149,10 +150,12 @@ def _files(subject: Subject, glob: str) -> tuple[str, ...]:
 
 
 def glob_pattern(glob: str) -> re.Pattern[str]:
-    """Translate the globs used here: `**/` any directories, `*` within one name."""
-    parts = re.split(r"(\*\*/|\*\*|\*)", glob)
-    known = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*"}
-    return re.compile("".join(known.get(p, re.escape(p)) for p in parts))
+    """Translate the globs used here: a directory, a name at any depth, `**/` any directories, `*` within one name."""
+    if "*" not in glob:
+        return re.compile(rf"(?:.*/)?{re.escape(glob)}(?:/.*)?" if "/" not in glob else rf"{re.escape(glob)}(?:/.*)?")
+    known = {"**/": "(?:.*/)?", "*": "[^/]*"}
+    body = "".join(known.get(p, re.escape(p)) for p in re.split(r"(\*\*/|\*)", glob))
+    return re.compile(body if "/" in glob else f"(?:.*/)?{body}")
 
 
 def _listed(subject: Subject, wording: tuple[str, str], glob: str, *, head: str, none: str) -> Turn:
@@ -176,7 +179,7 @@ def _directories(subject: Subject) -> Iterator[Turn]:
     folders = {str(parent) for p in subject.oracle.files for parent in PurePosixPath(p).parents if str(parent) != "."}
     for folder in subject.shuffled(sorted(folders)):
         python = subject.rng.random() < 0.5
-        glob = f"{folder}/**/*.py" if python else f"{folder}/**"
+        glob = f"{folder}/**/*.py" if python else folder
         total = len(_files(subject, glob))
         wording = subject.voice.put("list_dir_python" if python else "list_dir", d=folder + subject.rng.choice(("", "/")))
         word = "Python file" if python else "file"
@@ -187,18 +190,18 @@ def _directories(subject: Subject) -> Iterator[Turn]:
 def _file_names(subject: Subject) -> Iterator[Turn]:
     names = sorted({PurePosixPath(p).name for p in subject.oracle.files})
     for name in subject.rng.sample(names, min(len(names), 12)):
-        glob = f"**/{name}"
+        glob = name
         wording = subject.voice.put("find_file", f=name)
-        yield _listed(subject, wording, glob, head=_match(len(_files(subject, glob)), glob), none="")
+        yield _listed(subject, wording, glob, head=_found(len(_files(subject, glob))), none="")
     words = sorted({w for n in names for w in re.findall(r"[a-z]{4,}", n)})
     for word in subject.rng.sample(words, min(len(words), 8)):
-        glob = f"**/*{word}*"
+        glob = f"*{word}*"
         wording = subject.voice.put("find_file_like", w=subject.rng.choice((word, f'"{word}"', f"`{word}`")))
-        yield _listed(subject, wording, glob, head=_match(len(_files(subject, glob)), glob), none="")
+        yield _listed(subject, wording, glob, head=_found(len(_files(subject, glob))), none="")
 
 
-def _match(total: int, glob: str) -> str:
-    return f"{several(total, 'file matches', 'files match')} {glob}"
+def _found(total: int) -> str:
+    return f"{several(total, 'file', 'files')} found"
 
 
 def _everything(subject: Subject) -> Iterator[Turn]:
@@ -228,7 +231,7 @@ def no_file(subject: Subject) -> Iterator[Turn]:
     for name in subject.rng.sample(names, min(12, len(names))):
         if name not in taken:
             wording = subject.voice.put("find_file", f=name)
-            yield _listed(subject, wording, f"**/{name}", head="", none=f"There is no file called {name}.")
+            yield _listed(subject, wording, name, head="", none=f"There is no file called {name}.")
 
 
 # --- search --------------------------------------------------------------------------------------------------------
@@ -252,9 +255,9 @@ def _texts(subject: Subject) -> Iterator[Turn]:
         if not text:
             continue
         if subject.rng.random() < 0.3:
-            yield from _searched(subject, "search_in", text, path=path)
+            yield from searched(subject, "search_in", text, path=path)
         else:
-            yield from _searched(subject, "search", text)
+            yield from searched(subject, "search", text)
 
 
 def _some_lines(subject: Subject) -> Iterator[tuple[str, str]]:
@@ -282,7 +285,7 @@ def _errors(subject: Subject) -> Iterator[Turn]:
         for text in _strings(node)
     ]
     for text in subject.shuffled(sorted(set(texts))):
-        yield from _searched(subject, "search_error", text)
+        yield from searched(subject, "search_error", text)
 
 
 def _strings(node: ast.AST) -> Iterator[str]:
@@ -319,16 +322,16 @@ def _imported_modules(tree: ast.Module) -> Iterator[tuple[str, int]]:
 
 def _notes(subject: Subject) -> Iterator[Turn]:
     for note in subject.shuffled(NOTES):
-        yield from _searched(subject, "search_todo", note)
+        yield from searched(subject, "search_todo", note)
 
 
 def _marks(subject: Subject) -> Iterator[Turn]:
     marks = {m for d in subject.oracle.definitions for m in d.decorators if "(" not in m and len(m) <= 40}
     for mark in subject.shuffled(sorted(marks)):
-        yield from _searched(subject, "search_decorator", f"@{mark}", m=mark)
+        yield from searched(subject, "search_decorator", f"@{mark}", m=mark)
 
 
-def _searched(subject: Subject, kind: str, text: str, *, path: str | None = None, m: str = "") -> Iterator[Turn]:
+def searched(subject: Subject, kind: str, text: str, *, path: str | None = None, m: str = "") -> Iterator[Turn]:
     """Yield one search if reading the text as a pattern changes nothing."""
     paths = (path,) if path else None
     found = subject.oracle.matches(text, paths=paths)
@@ -373,4 +376,14 @@ def no_match(subject: Subject) -> Iterator[Turn]:
     for name in subject.shuffled(subject.strangers):
         text = subject.rng.choice((name, f"{subject.rng.choice(verbs)} {name}"))
         if not subject.oracle.matches(text):
-            yield from _searched(subject, subject.rng.choice(("search", "search_error")), text)
+            yield from searched(subject, subject.rng.choice(("search", "search_error")), text)
+
+
+def no_import(subject: Subject) -> Iterator[Turn]:
+    """Modules that nothing imports."""
+    for module in subject.shuffled(ABSENT_MODULES):
+        pattern = f"(import|from) {module}"
+        if not subject.oracle.matching(re.compile(pattern)):
+            template, question = subject.voice.put("search_import", m=subject.voice.name(module))
+            answer = f"{module} is not imported in this project."
+            yield Turn(template, question, (Step("search", {"pattern": pattern}),), answer, Expect("nothing"), module)

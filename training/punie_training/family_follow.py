@@ -103,8 +103,7 @@ def _code(subject: Subject) -> Iterator[Pair]:
     for turn in _definitions(subject, frozenset({"class", "function"})):
         found = subject.oracle.by_name[turn.subject][0]
         template, question = subject.voice.put("follow_code")
-        whole = found.length <= family_symbols.LONGEST_CODE
-        head = f"The code of {found.name}" if whole else f"The first {family_symbols.LONGEST_CODE} lines of {found.name}"
+        head = f"The code of {found.name}"
         steps = (family_symbols.read_code(found),)
         expect = family_symbols.code(subject, found)
         yield turn, Turn(template, question, steps, with_result(head), expect, found.name)

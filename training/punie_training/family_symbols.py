@@ -7,7 +7,8 @@ from punie_training.oracle import Definition
 from punie_training.tasks import Expect, Step, Subject, Turn, several, with_result
 
 MOST_ITEMS = 150
-LONGEST_CODE = 40
+LONGEST_CODE = 400
+LONGEST_RESULT = 200
 LONGEST_SIGNATURE = 130
 LONGEST_DEFAULT = 24
 SHORTEST_NAME = 3
@@ -104,11 +105,15 @@ def references(subject: Subject) -> Iterator[Turn]:
 def references_of(subject: Subject, name: str) -> Turn:
     """Ask for the uses of one name."""
     found = subject.oracle.references(name)
-    is_function = all(d.kind in {"function", "method"} for d in subject.oracle.by_name.get(name, ())) and name.islower()
+    is_function = name.islower() and all(_is_callable(d) for d in subject.oracle.by_name.get(name, ()))
     by_kind = "references_function" if is_function and subject.rng.random() < 0.3 else "references"
     template, question = subject.voice.put(by_kind, n=subject.voice.name(name))
     expect = Expect("places", tuple(sorted(found)))
     return Turn(template, question, find("find_references", name), with_result(refer(len(found), name)), expect, name)
+
+
+def _is_callable(found: Definition) -> bool:
+    return found.kind in {"function", "method"} and not any("property" in d or "." in d for d in found.decorators)
 
 
 def refer(total: int, name: str) -> str:
@@ -156,10 +161,10 @@ def is_async(subject: Subject) -> Iterator[Turn]:
 def decorators(subject: Subject) -> Iterator[Turn]:
     """What a function or class is decorated with; one in four has none."""
     found = [d for d in (*_functions(subject), *_classes(subject)) if _is_short(d)]
-    with_some = [d for d in found if d.decorators and all(len(x) <= LONGEST_DEFAULT for x in d.decorators)]
+    with_some = [d for d in found if d.decorators and all(len(x.split("(")[0]) <= LONGEST_DEFAULT for x in d.decorators)]
     without = [d for d in found if not d.decorators][: len(with_some) // 3]
     for chosen in subject.shuffled(with_some + without):
-        marks = tuple(f"@{d}" for d in chosen.decorators)
+        marks = tuple(f"@{d.split('(')[0]}" + "(...)" * ("(" in d) for d in chosen.decorators)
         head = f"Its decorators are {', '.join(marks)}" if len(marks) > 1 else f"Its decorator is {', '.join(marks)}"
         head = head if marks else f"{_asked(chosen)} has no decorators"
         yield _fact(subject, "decorators", chosen, head=head, says=marks or ("no decorators",))
@@ -272,25 +277,23 @@ def _defaults(subject: Subject, found: Definition) -> list[tuple[str, str]]:
 def two_hop(subject: Subject) -> Iterator[Turn]:
     """The code of a name: find it, then read those lines."""
     kinds = {"function", "method", "class"}
-    alone = [d for d in subject.oracle.definitions if d.kind in kinds and _is_alone(subject, d) and _is_short(d)]
+    fit = [d for d in subject.oracle.definitions if d.kind in kinds and _is_short(d) and d.length <= LONGEST_CODE]
+    alone = [d for d in fit if _is_alone(subject, d)]
     for found in subject.shuffled(alone):
         name = _asked(found)
         template, question = subject.voice.put("two_hop", n=subject.voice.name(name))
         steps = (*find("find_symbol", name), read_code(found))
-        head = f"The code of {name}" if found.length <= LONGEST_CODE else f"The first {LONGEST_CODE} lines of {name}"
-        yield Turn(template, question, steps, with_result(head), code(subject, found), name)
+        yield Turn(template, question, steps, with_result(f"The code of {name}"), code(subject, found), name)
 
 
 def read_code(found: Definition) -> Step:
-    """Read the lines that find_symbol names, at most LONGEST_CODE of them."""
-    end = min(found.end, found.start + LONGEST_CODE - 1)
-    return Step("read_file", {"path": found.path, "start": found.start, "end": end})
+    """Read exactly the lines that find_symbol names: a small model copies well and counts badly."""
+    return Step("read_file", {"path": found.path, "start": found.line, "end": found.end})
 
 
 def code(subject: Subject, found: Definition) -> Expect:
-    """Expect those lines."""
-    step = read_code(found).arguments
-    return numbered(subject, found.path, int(step["start"]), int(step["end"]))
+    """Expect those lines, as many as one result holds."""
+    return numbered(subject, found.path, found.line, min(found.end, found.line + LONGEST_RESULT - 1))
 
 
 def numbered(subject: Subject, path: str, start: int, end: int) -> Expect:

@@ -201,7 +201,7 @@ class Harvest:
         """Say why a task is not even tried; "" if it is."""
         if task.id in self.seen:
             return "asked before"
-        if self.by_wording[task.template] >= max(2, MOST_OF_ONE_WORDING * self.wanted):
+        if self.by_wording[task.template] >= max(3, MOST_OF_ONE_WORDING * self.wanted):
             return "wording used up"
         if self.by_project[task.project] >= max(2, MOST_OF_ONE_PROJECT * self.wanted):
             return "project used up"
@@ -226,8 +226,11 @@ def studios(split: corpora.Split, *, cache_dir: Path) -> tuple[Studio, ...]:
     return tuple(Studio(p.name, homes[p.name]) for p in projects if p.split == split)
 
 
-def subjects(opened: Sequence[Studio], *, seed: int, held_out: bool = False) -> tuple[Subject, ...]:
+def subjects(
+    opened: Sequence[Studio], *, split: corpora.Split, seed: int, held_out: bool = False
+) -> tuple[Subject, ...]:
     """Give each project a voice, and the names of the others as names it may lack."""
+    twins = [topic for topic in direct.load(split) if topic.twin]
     names = {s.project: [d.name for d in s.oracle.definitions if len(d.name) > 4 and not d.nested] for s in opened}
     made: list[Subject] = []
     voice_decks: dict[str, list[int]] = {}
@@ -237,14 +240,14 @@ def subjects(opened: Sequence[Studio], *, seed: int, held_out: bool = False) -> 
         foreign = rng.sample(sorted(set(others)), min(60, len(set(others))))
         lacking = [n for n in (*STRANGERS, *foreign) if n not in studio.oracle.by_name]
         voice = Voice(rng, held_out=held_out, recent=voice_decks)
-        made.append(Subject(studio.project, studio.oracle, voice, tuple(lacking)))
+        made.append(Subject(studio.project, studio.oracle, voice, tuple(lacking), twins))
     return tuple(made)
 
 
 async def harvest(opened: Sequence[Studio], *, wanted: int, seed: int = 0) -> Harvest:
     """Run tasks of each family, project by project in turn, until each family has its share."""
     crop = Harvest(wanted)
-    asked = subjects(opened, seed=seed)
+    asked = subjects(opened, split="train", seed=seed)
     for kind in FAMILIES:
         streams = [(studio, kind.tasks(subject)) for studio, subject in zip(opened, asked, strict=True)]
         await _gather(crop, kind, streams, quota=round(kind.share * wanted))

@@ -60,7 +60,7 @@ class Oracle:
         """Path -> parsed file, for each Python file that parses."""
         found: dict[str, ast.Module] = {}
         for path in self.files:
-            if path.endswith(".py"):
+            if path.endswith((".py", ".pyi")):
                 try:
                     found[path] = ast.parse("\n".join(self.lines(path)))
                 except SyntaxError:
@@ -252,5 +252,12 @@ def _uses(tree: ast.Module) -> Iterator[tuple[str, int]]:
         elif isinstance(node, ast.Attribute):
             yield node.attr, node.end_lineno or node.lineno
         elif isinstance(node, ast.ImportFrom):
+            for part in (node.module or "").split("."):
+                yield part, node.lineno
             for alias in node.names:
                 yield alias.name, alias.lineno
+                yield alias.asname or alias.name, alias.lineno
+        elif isinstance(node, ast.Import):
+            for alias in node.names:
+                for part in (*alias.name.split("."), alias.asname or ""):
+                    yield part, alias.lineno

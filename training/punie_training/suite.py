@@ -27,6 +27,7 @@ CASES = {
     "command": 6,
     "edit": 8,
     "write": 4,
+    "twin": 10,
     "followup": 16,
 }
 STANDARD = ("Find all classes that inherit from Protocol", "What is dependency injection?", "Show me examples of using Inject")
@@ -46,11 +47,13 @@ class Case:
         return self.task.family == "concept"
 
 
-async def tool_cases(opened: Sequence[Studio], *, counts: Mapping[str, int], seed: int = SUITE_SEED) -> list[Case]:
+async def tool_cases(
+    split: Split, opened: Sequence[Studio], *, counts: Mapping[str, int], seed: int = SUITE_SEED
+) -> list[Case]:
     """Draw verified tasks, half of them in held-out wordings, evenly over the projects."""
     found: list[Case] = []
     for held_out in (False, True):
-        asked = subjects(opened, seed=seed + held_out, held_out=held_out)
+        asked = subjects(opened, split=split, seed=seed + held_out, held_out=held_out)
         for kind in FAMILIES:
             wanted = (counts.get(kind.name, 0) + (1 - held_out)) // 2
             streams = [(studio, kind.tasks(subject)) for studio, subject in zip(opened, asked, strict=True)]
@@ -80,7 +83,7 @@ def concept_cases(split: Split, opened: Sequence[Studio], *, most: int) -> list[
 async def suite(split: Split, opened: Sequence[Studio], *, scale: float = 1.0, concepts: int = 70) -> tuple[Case, ...]:
     """The whole suite of a split; `scale` shrinks it for choosing checkpoints."""
     counts = {name: max(1, round(count * scale)) for name, count in CASES.items()}
-    return (*await tool_cases(opened, counts=counts), *concept_cases(split, opened, most=concepts))
+    return (*await tool_cases(split, opened, counts=counts), *concept_cases(split, opened, most=concepts))
 
 
 def fingerprint(cases: Sequence[Case]) -> str:

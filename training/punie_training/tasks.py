@@ -13,6 +13,7 @@ from typing import Literal, TypeVar
 from punie.wire import RESULT
 
 from punie_training.oracle import Oracle
+from punie_training.sources.direct import Topic
 
 PHRASINGS = Path(__file__).with_name("phrasings.toml")
 HERE = ("", "", "", " in this project", " in this repo", " in this codebase", " here", " in the code")
@@ -138,6 +139,7 @@ class Subject:
     oracle: Oracle
     voice: Voice
     strangers: Sequence[str]
+    twins: Sequence[Topic] = ()
 
     @property
     def rng(self) -> random.Random:

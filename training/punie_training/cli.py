@@ -1,0 +1,122 @@
+"""`punie train`: make the data, train, evaluate, report."""
+
+import argparse
+import asyncio
+import json
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from punie.backends._weights import default_cache_dir
+from punie.errors import UsageError
+
+HOME = Path("training")
+Command = Callable[[argparse.Namespace], int]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    options = _parser().parse_args(argv)
+    run: Command = options.command
+    return run(options)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="punie train", description="Make the data, train, evaluate, report.")
+    parser.add_argument("--cache-dir", type=Path, default=default_cache_dir(), help="where corpora and weights are kept")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    _data_command(commands.add_parser("data", help="write the training rows and their data card"))
+    _run_command(commands.add_parser("run", help="train a recipe"))
+    _eval_command(commands.add_parser("eval", help="run the evaluation suite on a model"))
+    listing = commands.add_parser("list", help="list recipes, data and runs")
+    listing.set_defaults(command=_list)
+    reporting = commands.add_parser("report", help="print the report of an evaluation")
+    reporting.add_argument("directory", type=Path)
+    reporting.set_defaults(command=_report)
+    return parser
+
+
+def _data_command(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--out", type=Path, default=HOME / "data")
+    parser.add_argument("--rows", type=int, default=2600, help="tool rows to aim for")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.set_defaults(command=_data)
+
+
+def _run_command(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("recipe", type=Path)
+    parser.add_argument("rest", nargs=argparse.REMAINDER, help="options of the trainer")
+    parser.set_defaults(command=_run)
+
+
+def _eval_command(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", default="local", help="a model spec, as for `punie --model`")
+    parser.add_argument("--split", choices=("test", "dev"), default="test")
+    parser.add_argument("--scale", type=float, default=1.0, help="shrink or grow the tool questions")
+    parser.add_argument("--concepts", type=int, default=70, help="general questions")
+    parser.add_argument("--out", type=Path, default=HOME / "runs" / "eval")
+    parser.set_defaults(command=_eval)
+
+
+def _say(text: str) -> None:
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
+
+
+def _data(options: argparse.Namespace) -> int:
+    from punie_training import generate  # pydantic_ai is slow to import
+
+    started = time.perf_counter()
+    card = asyncio.run(
+        generate.build(options.out, cache_dir=options.cache_dir, wanted=options.rows, seed=options.seed)
+    )
+    _say(json.dumps({k: v for k, v in card.items() if k != "templates"}, indent=2))
+    _say(f"{options.out / 'train.jsonl'} in {time.perf_counter() - started:.0f} s")
+    return 0
+
+
+def _run(options: argparse.Namespace) -> int:
+    from punie_training import trainer  # needs MLX, which is an extra
+
+    return trainer.main([str(options.recipe), *options.rest])
+
+
+def _eval(options: argparse.Namespace) -> int:
+    from punie_training import bench  # pydantic_ai is slow to import
+
+    page = asyncio.run(
+        bench.run(
+            options.model,
+            split=options.split,
+            scale=options.scale,
+            concepts=options.concepts,
+            out=options.out,
+            cache_dir=options.cache_dir,
+            say=_say,
+        )
+    )
+    _say(page.read_text("utf-8"))
+    return 0
+
+
+def _list(options: argparse.Namespace) -> int:
+    del options
+    for title, pattern in (("recipes", "recipes/*.toml"), ("data", "data/**/*.jsonl"), ("runs", "runs/*")):
+        _say(f"{title}:")
+        for path in sorted(HOME.glob(pattern)):
+            _say(f"  {path}")
+    return 0
+
+
+def _report(options: argparse.Namespace) -> int:
+    page = options.directory / "report.md"
+    if not page.is_file():
+        raise UsageError(f"{page} is not there.", "Run `punie train eval --out DIRECTORY` first.")
+    _say(page.read_text("utf-8"))
+    return 0
+
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
