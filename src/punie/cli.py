@@ -46,7 +46,7 @@ class _Parser(argparse.ArgumentParser):
 def _add_run_flags(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("-p", "--print", action="store_true", dest="print_only", help="answer once on standard output, then exit")
-    add("-m", "--model", metavar="SPEC", help="local, local:NAME, mlx:PATH, gguf:PATH, claude[:MODEL], openai:MODEL[@URL]")
+    add("-m", "--model", metavar="SPEC", help="local[:NAME], mlx:PATH, gguf:PATH, claude[:MODEL], openai:MODEL[@URL]")
     add("-C", "--cwd", metavar="DIR", help="work in DIR instead of the current directory")
     add("--permission-mode", choices=MODES, metavar="MODE", help=", ".join(MODES))
     add("--yolo", action="store_true", help="run every tool without asking (bypassPermissions)")

@@ -91,9 +91,7 @@ def test_show_names_the_source_of_every_value(
     assert rows["temperature"].endswith("default")
 
 
-def test_edit_starts_the_editor_on_the_file(
-    user_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_edit_starts_the_editor_on_the_file(user_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     editor = tmp_path / "editor"
     editor.write_text("#!/bin/sh\nprintf 'seed = 4\\n' >> \"$1\"\n")
     editor.chmod(0o755)

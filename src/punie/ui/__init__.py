@@ -1,1 +1,1 @@
-"""What the user sees: one-shot output, the interactive chat and the small commands. Nothing here runs the agent loop."""
+"""What the user sees: one-shot output, the interactive chat, the small commands. The agent loop is elsewhere."""

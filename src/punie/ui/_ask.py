@@ -1,4 +1,4 @@
-"""Asks the user about a call that changes something: the whole of it is shown, nothing hidden, then once / session / no."""
+"""Asks the user about a call that changes something: all of it is shown, nothing hidden, then once / session / no."""
 
 import json
 from collections.abc import Callable

@@ -15,8 +15,14 @@ _MAX_SEQUENCE = 4096
 
 # Marks that reorder or hide what surrounds them: bidirectional controls, zero-width characters, tag characters.
 _INVISIBLE = frozenset(
-    [*map(chr, range(0x200B, 0x2010)), *map(chr, range(0x2028, 0x202F)), *map(chr, range(0x2060, 0x2070))]
-    + ["\u00ad", "\u061c", "\u180e", "\ufeff", *map(chr, range(0xFFF9, 0xFFFC)), *map(chr, range(0xE0000, 0xE0080))]
+    [
+        *"\u00ad\u061c\u180e\ufeff",
+        *map(chr, range(0x200B, 0x2010)),
+        *map(chr, range(0x2028, 0x202F)),
+        *map(chr, range(0x2060, 0x2070)),
+        *map(chr, range(0xFFF9, 0xFFFC)),
+        *map(chr, range(0xE0000, 0xE0080)),
+    ]
 )
 _JOINERS = frozenset("\u200c\u200d")
 """Needed inside words of some scripts and inside emoji; they only count as hidden where every character counts."""

@@ -1,6 +1,7 @@
 """Completion in the chat: slash commands at the start of a line, files after `@`."""
 
 import re
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from punie.ui._clean import hidden_characters
 _MENTION = re.compile(r"(?:^|\s)@(\S*)$")
 _MENTIONED = re.compile(r"(?<!\S)@(\S+)")
 _MAX_SUGGESTIONS = 50
+_SECONDS_KNOWN = 5.0
+"""For how long a list of files is good enough for the next key."""
 
 
 class ChatCompleter(Completer):
@@ -23,6 +26,8 @@ class ChatCompleter(Completer):
         self._commands = commands
         self._files = files
         self._models = models
+        self._known: Sequence[str] = ()
+        self._known_at = -_SECONDS_KNOWN
 
     def get_completions(self, document: Document, complete_event: CompleteEvent) -> Iterable[Completion]:
         """Yield what may follow the cursor's left side."""
@@ -38,7 +43,9 @@ class ChatCompleter(Completer):
                     yield Completion(name, start_position=-len(text), display_meta=summary)
 
     def _mentions(self, typed: str) -> Iterator[Completion]:
-        found = matching(typed, self._files())
+        if time.monotonic() - self._known_at > _SECONDS_KNOWN:
+            self._known, self._known_at = self._files(), time.monotonic()
+        found = matching(typed, self._known)
         for path in found[:_MAX_SUGGESTIONS]:
             yield Completion(path, start_position=-len(typed))
 

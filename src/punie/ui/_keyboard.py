@@ -26,7 +26,6 @@ def quiet_keys() -> Iterator[Callable[[], None]]:
     quiet[_LOCAL_FLAGS] &= ~(termios.ECHO | termios.ICANON)
     termios.tcsetattr(descriptor, termios.TCSANOW, quiet)
 
-
     def restore() -> None:
         termios.tcsetattr(descriptor, termios.TCSANOW, before)
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
 class Loaded:
     """What a turn runs with."""
 
-    setup: Setup
     model: "Model"
     workspace: "Workspace"
 
@@ -26,9 +26,10 @@ class Loaded:
 class Loading:
     """One load in a thread of its own; leaving the program does not wait for it."""
 
-    def __init__(self, setup: Setup) -> None:
+    def __init__(self, setup: Setup, *, on_status: Callable[[str], None]) -> None:
         self.setup = setup
         self.status = "Loading"
+        self._on_status = on_status
         self._loop = asyncio.get_running_loop()
         self._future: asyncio.Future[Loaded] = self._loop.create_future()
         threading.Thread(target=self._run, name="punie-load", daemon=True).start()
@@ -62,7 +63,10 @@ class Loading:
         from punie.agent import loop  # noqa: F401 - imported here, while the user types, instead of at the first turn
         from punie.tools import Workspace
 
-        return Loaded(self.setup, model, Workspace(self.setup.root))
+        _warm(model)
+        workspace = Workspace(self.setup.root, command_timeout_s=self.setup.config.limits.command_timeout_s)
+        workspace.warm()
+        return Loaded(model, workspace)
 
     def _settle(self, outcome: Loaded | BaseException) -> None:
         def settle() -> None:
@@ -78,4 +82,15 @@ class Loading:
             self._loop.call_soon_threadsafe(settle)
 
     def _on_progress(self, stage: str, done: int, total: int) -> None:
+        """Weights are fetched on a thread of the model, also after the model object is there."""
         self.status = progress_text(stage, done, total)
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._on_status, self.status)
+
+
+def _warm(model: "Model") -> None:
+    """Let a local model load its weights now, not when it is first asked."""
+    from punie.backends._local import LocalModel
+
+    if isinstance(model, LocalModel):
+        model.warm()

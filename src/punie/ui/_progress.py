@@ -1,11 +1,15 @@
 """Downloads and other long preparations, on standard error: a bar on a terminal, now and then a line elsewhere."""
 
 import time
+from collections.abc import Callable
 from types import TracebackType
-from typing import TYPE_CHECKING, Self, TextIO
+from typing import TYPE_CHECKING, Self, TextIO, TypeAlias
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
+
+OnProgress: TypeAlias = Callable[[str, int, int], None]
+"""Called with the name of a stage, how much is through, and how much there is."""
 
 _SECONDS_BETWEEN_LINES = 10.0
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from punie.config import TOOL_NAMES, AgentConfig, PermissionMode, Settings, load_settings
 from punie.errors import ConfigError, UsageError
+from punie.ui._progress import OnProgress
 from punie.ui.options import MODES, Options
 
 if TYPE_CHECKING:
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
     from pydantic_ai.models import Model
 
     from punie.agent.approval import Approver
-    from punie.backends import Progress
     from punie.tools import Workspace
 
 
@@ -65,7 +65,7 @@ def _check_tools(names: Collection[str]) -> None:
             raise UsageError(f"There is no tool named '{name}'.", hint)
 
 
-def load_model(setup: Setup, on_progress: "Progress") -> "Model":
+def load_model(setup: Setup, on_progress: OnProgress) -> "Model":
     """Build the model of the config; fetches weights that are not here yet."""
     from punie.backends import build
 

@@ -1,4 +1,4 @@
-"""`punie -p`: one answer. Only the answer (or JSON) goes to standard output; what happens meanwhile to standard error."""
+"""`punie -p`: one answer on standard output, as text or JSON; what happens meanwhile goes to standard error."""
 
 import asyncio
 import json
@@ -104,7 +104,8 @@ def _answer_with(setup: "Setup", prompt: str, *, options: Options, about: About)
         agent = assemble(setup, model=model, ask=refuse)
         about = About(about.model, model.model_name, about.session_id, about.cwd)
         show = show_for(options.output_format, about=about, out=sys.stdout, err=sys.stderr, verbose=options.verbose)
-        return answer(agent, prompt, workspace=Workspace(setup.root), config=setup.config, show=show)
+        workspace = Workspace(setup.root, command_timeout_s=setup.config.limits.command_timeout_s)
+        return answer(agent, prompt, workspace=workspace, config=setup.config, show=show)
 
 
 def show_for(output_format: OutputFormat, *, about: About, out: TextIO, err: TextIO, verbose: bool = False) -> Show:

@@ -85,7 +85,7 @@ class Chat:
             await self._turn(first)
         while True:
             try:
-                typed = await self._input.prompt_async("> ", pre_run=self._start_loading)
+                typed = await self._input.prompt_async("> ", pre_run=self._prefetch)
             except EOFError:
                 return 0
             except KeyboardInterrupt:
@@ -141,7 +141,7 @@ class Chat:
             return
         before = self._setup, self._loading, self._agent
         self._setup, self._agent = self._setup.with_model(spec), None
-        self._loading = Loading(self._setup)
+        self._loading = Loading(self._setup, on_status=self._show_status)
         loaded = await self._watched(self._ready)
         if loaded is None:
             self._setup, self._loading, self._agent = before
@@ -159,7 +159,7 @@ class Chat:
         with quiet_keys() as restore_keys, Screen(self._console) as screen:
             task = asyncio.ensure_future(work(screen))
             loop = asyncio.get_running_loop()
-            loop.add_signal_handler(signal.SIGINT, self._stop, task, screen, restore_keys)
+            loop.add_signal_handler(signal.SIGINT, lambda: self._stop(task, screen, restore_keys))
             try:
                 return await task
             except asyncio.CancelledError:
@@ -172,7 +172,7 @@ class Chat:
                 self._stopping = False
         return None
 
-    def _stop(self, task: "asyncio.Future[object]", screen: Screen, restore_keys: Callable[[], None]) -> None:
+    def _stop(self, task: "asyncio.Future[T]", screen: Screen, restore_keys: Callable[[], None]) -> None:
         if self._stopping:  # Asked twice: whatever holds the turn up is not worth waiting for.
             screen.pause()
             restore_keys()
@@ -248,14 +248,21 @@ class Chat:
 
     # --- what the input line knows ---
 
+    def _prefetch(self) -> None:
+        self._start_loading()
+
     def _start_loading(self) -> Loading:
         if self._loading is None or self._loading.failed:
-            self._loading = Loading(self._setup)
+            self._loading = Loading(self._setup, on_status=self._show_status)
         return self._loading
+
+    def _show_status(self, status: str) -> None:
+        if self._screen is not None:
+            self._screen.status(status)
 
     def _files(self) -> Sequence[str]:
         loaded = self._loading.loaded if self._loading else None
-        return loaded.files() if loaded else ()
+        return [entry.path for entry in loaded.workspace.files()] if loaded else ()
 
     def _models(self) -> Sequence[str]:
         from punie.backends.catalogue import entries
