@@ -1,31 +1,56 @@
 """The tools the agent has: one file each, gathered here by name."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from types import MappingProxyType
 
-from pydantic_ai import FunctionToolset
+from pydantic_ai import FunctionToolset, Tool
 
-from punie.tools._index import Index, Reference, Snapshot
 from punie.tools._facts import Symbol
+from punie.tools._index import Index, Reference, Snapshot
+from punie.tools._preview import preview
 from punie.tools._workspace import Workspace
+from punie.tools.edit_file import edit_file
 from punie.tools.find_references import find_references
 from punie.tools.find_subclasses import find_subclasses
 from punie.tools.find_symbol import find_symbol
 from punie.tools.list_files import list_files
 from punie.tools.read_file import read_file
+from punie.tools.run_command import run_command
 from punie.tools.search import search
+from punie.tools.write_file import write_file
 
-__all__ = ["READ_ONLY", "TOOLS", "Index", "Reference", "Snapshot", "Symbol", "Workspace", "toolset"]
+__all__ = ["READ_ONLY", "TOOLS", "Index", "Reference", "Snapshot", "Symbol", "Workspace", "preview", "toolset"]
 
 READ_ONLY = frozenset({"read_file", "list_files", "search", "find_symbol", "find_subclasses", "find_references"})
 
-TOOLS: Mapping[str, Callable[..., object]] = MappingProxyType({
-    function.__name__: function
-    for function in (read_file, list_files, search, find_symbol, find_subclasses, find_references)
-})  # fmt: skip
+TOOLS: Mapping[str, Callable[..., str | Awaitable[str]]] = MappingProxyType(
+    {
+        "read_file": read_file,
+        "list_files": list_files,
+        "search": search,
+        "find_symbol": find_symbol,
+        "find_subclasses": find_subclasses,
+        "find_references": find_references,
+        "edit_file": edit_file,
+        "write_file": write_file,
+        "run_command": run_command,
+    }
+)
 
 
 def toolset(names: Iterable[str], *, max_retries: int = 2) -> FunctionToolset[Workspace]:
-    """The named tools, in the order given. An unknown name raises KeyError."""
-    functions = [TOOLS[name] for name in names]
-    return FunctionToolset(functions, max_retries=max_retries, docstring_format="google")
+    """The named tools, in the order given; those that change something never run side by side.
+
+    An unknown name raises KeyError.
+    """
+    tools = [
+        Tool[Workspace](
+            TOOLS[name],
+            takes_ctx=True,
+            docstring_format="google",
+            require_parameter_descriptions=True,
+            sequential=name not in READ_ONLY,
+        )
+        for name in names
+    ]
+    return FunctionToolset(tools, max_retries=max_retries)

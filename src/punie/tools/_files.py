@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pydantic_ai import ModelRetry
 
 from punie.tools._output import counted, nearest_paths, printable
-from punie.tools._paths import Content, NotRegularFile, OutsideWorkspace, located, read_beneath, relative_path
+from punie.tools._paths import Content, NotRegularFileError, OutsideWorkspaceError, located, read_beneath, relative_path
 from punie.tools._workspace import Workspace
 
 MAX_TEXT_BYTES = 8_000_000
@@ -25,11 +25,11 @@ def load(workspace: Workspace, path: str, *, limit: int = MAX_TEXT_BYTES) -> Con
     """The bytes of a file in the workspace. A path that leaves it raises ModelRetry."""
     try:
         return read_beneath(workspace.root, path, limit=limit)
-    except OutsideWorkspace:
+    except OutsideWorkspaceError:
         raise outside(path) from None
     except (FileNotFoundError, NotADirectoryError):
         return missing(workspace, path)
-    except (NotRegularFile, IsADirectoryError):
+    except (NotRegularFileError, IsADirectoryError):
         return Answer(_not_a_file(workspace, path))
     except OSError as error:
         return Answer(f"Cannot read {printable(path)}: {error.strerror or error}")

@@ -47,10 +47,9 @@ def listing(header: str, items: Sequence[str], *, narrow: str, notes: Iterable[s
     return "\n".join([header, *kept, *last, *notes])
 
 
-def fitting(items: Sequence[str], *, limit: int = MAX_ITEMS) -> list[str]:
+def fitting(items: Sequence[str], *, limit: int = MAX_ITEMS, room: int = MAX_BYTES) -> list[str]:
     """As many items from the front as the bounds on lines and bytes let through."""
     kept: list[str] = []
-    room = MAX_BYTES
     for item in items[:limit]:
         room -= len(item.encode("utf-8", "replace")) + 1
         if room < 0:

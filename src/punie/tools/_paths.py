@@ -17,11 +17,11 @@ DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 
 
-class OutsideWorkspace(PermissionError):
+class OutsideWorkspaceError(PermissionError):
     """A path, or a link on its way, leaves the workspace."""
 
 
-class NotRegularFile(OSError):
+class NotRegularFileError(OSError):
     """A path names a directory, a FIFO, a device or a socket where a file is needed."""
 
 
@@ -37,7 +37,7 @@ class Located:
 def relative_path(root: Path, path: str) -> str:
     """`path` as the model wrote it, made relative to the root without looking at the disk."""
     if "\0" in path:
-        raise OutsideWorkspace("a path cannot hold a null byte")
+        raise OutsideWorkspaceError("a path cannot hold a null byte")
     plain = path.strip().strip("`'\"")
     if not plain.startswith("/"):
         return plain
@@ -45,7 +45,7 @@ def relative_path(root: Path, path: str) -> str:
     if plain == str(root):
         return "."
     if not plain.startswith(prefix):
-        raise OutsideWorkspace(path)
+        raise OutsideWorkspaceError(path)
     return plain[len(prefix) :]
 
 
@@ -93,7 +93,7 @@ class _Walk:
 
     def _up(self, path: str) -> None:
         if not self._names:
-            raise OutsideWorkspace(path)
+            raise OutsideWorkspaceError(path)
         os.close(self._directories.pop())
         self._names.pop()
 
@@ -106,7 +106,7 @@ class _Walk:
     def _followed(self, target: str, path: str) -> list[str]:
         self._links += 1
         if self._links > MAX_LINKS:
-            raise OutsideWorkspace(f"{path}: too many links")
+            raise OutsideWorkspaceError(f"{path}: too many links")
         if target.startswith("/"):
             target = relative_path(self._root, target)
             while self._names:
@@ -152,7 +152,7 @@ def read_located(place: Located, *, limit: int) -> Content:
     try:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
-            raise NotRegularFile(place.relative)
+            raise NotRegularFileError(place.relative)
         data = _read_up_to(descriptor, limit)
     finally:
         os.close(descriptor)

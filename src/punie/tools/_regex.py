@@ -12,7 +12,7 @@ Matcher = Callable[[bytes], list[int]]
 WORKER = Path(__file__).with_name("_search_worker.py")
 
 
-class OutOfTime(Exception):
+class OutOfTimeError(Exception):
     """The search took longer than its limit."""
 
 
@@ -31,7 +31,7 @@ def literal_matcher(text: str) -> Iterator[Matcher]:
 
 @contextmanager
 def regex_matcher(pattern: str, *, time_limit_s: float) -> Iterator[Matcher]:
-    """Lines the expression is found in. A matcher raises OutOfTime when all its files together take too long."""
+    """Lines the expression is found in. A matcher raises OutOfTimeError when all its files together take too long."""
     command = [sys.executable, "-I", "-S", str(WORKER)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as worker:
         watchdog = threading.Timer(time_limit_s, worker.kill)
@@ -49,7 +49,7 @@ def _ask(worker: subprocess.Popen[bytes], data: bytes) -> list[int]:
     assert worker.stdout is not None
     answer = worker.stdout.readline()
     if not answer.endswith(b"\n"):
-        raise OutOfTime
+        raise OutOfTimeError
     return [int(number) for number in answer.split()]
 
 
@@ -60,4 +60,4 @@ def _send(worker: subprocess.Popen[bytes], data: bytes) -> None:
         worker.stdin.write(data)
         worker.stdin.flush()
     except BrokenPipeError:
-        raise OutOfTime from None
+        raise OutOfTimeError from None

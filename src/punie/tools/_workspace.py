@@ -19,7 +19,11 @@ class Workspace:
     """
 
     def __init__(
-        self, root: str | os.PathLike[str], *, command_timeout_s: float = 120, environment: Mapping[str, str] | None = None
+        self,
+        root: str | os.PathLike[str],
+        *,
+        command_timeout_s: float = 120,
+        environment: Mapping[str, str] | None = None,
     ) -> None:
         self.root = Path(root).resolve(strict=True)
         if not self.root.is_dir():

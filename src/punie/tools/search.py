@@ -10,7 +10,7 @@ from punie.tools._files import is_binary
 from punie.tools._glob import compile_glob
 from punie.tools._output import MAX_ITEMS, clip, counted, listing
 from punie.tools._paths import read_beneath
-from punie.tools._regex import Matcher, OutOfTime, literal_matcher, regex_matcher
+from punie.tools._regex import Matcher, OutOfTimeError, literal_matcher, regex_matcher
 from punie.tools._workspace import Workspace
 
 MAX_FILE_BYTES = 2_000_000
@@ -42,7 +42,7 @@ def search(ctx: RunContext[Workspace], pattern: str, glob: str | None = None) ->
         try:
             for path in _paths(ctx.deps, glob, found):
                 _look(ctx.deps, path, matches=matches, found=found)
-        except OutOfTime:
+        except OutOfTimeError:
             found.stopped = True
     header = f"{counted(found.total, 'match', plural='matches')} for {clip(pattern)}{note}"
     left = found.total - len(found.items)

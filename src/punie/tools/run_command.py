@@ -1,0 +1,58 @@
+"""Run a shell command."""
+
+from pydantic_ai import ModelRetry, RunContext
+
+from punie.tools._output import MAX_BYTES, MAX_ITEMS, clip, counted, fitting, strip_controls
+from punie.tools._process import Outcome, run
+from punie.tools._workspace import Workspace
+
+MAX_LINE = 1_000
+MIN_TIMEOUT_S = 0.1
+
+
+async def run_command(ctx: RunContext[Workspace], command: str, timeout: float | None = None) -> str:
+    """Run a shell command in the workspace.
+
+    Args:
+        command: Command for bash.
+        timeout: Seconds after which it is stopped.
+    """
+    if not command.strip():
+        raise ModelRetry("command is empty. Give a shell command.")
+    if "\0" in command:
+        raise ModelRetry("command holds a null byte. Leave it out.")
+    ceiling = ctx.deps.command_timeout_s
+    limit = ceiling if timeout is None else min(max(timeout, MIN_TIMEOUT_S), ceiling)
+    outcome = await run(command, cwd=ctx.deps.root, environment=ctx.deps.environment, timeout_s=limit)
+    return "\n".join([_header(outcome, limit=limit), *_lines(outcome)])
+
+
+def _header(outcome: Outcome, *, limit: float) -> str:
+    if outcome.timed_out:
+        return f"timed out after {limit:g} s (partial output kept)"
+    return f"exit {outcome.status} in {outcome.seconds:.1f} s"
+
+
+def _lines(outcome: Outcome) -> list[str]:
+    """The start and the end of the output. The end matters most: errors and summaries stand there."""
+    if outcome.dropped:
+        lines = [*_split(outcome.head), *_split(outcome.tail)]
+    else:
+        lines = _split(outcome.head + outcome.tail)
+        if len(fitting(lines)) == len(lines):
+            return lines
+    first = _half(lines)
+    last = _half(lines[: len(first) - 1 : -1])[::-1]
+    left = counted(len(lines) - len(first) - len(last), "line")
+    what = f"{left} and {counted(outcome.dropped, 'byte')}" if outcome.dropped else left
+    return [*first, f"... {what} left out here; narrow with | grep, | head or | tail", *last]
+
+
+def _split(data: bytes) -> list[str]:
+    lines = strip_controls(data.decode("utf-8", errors="replace")).split("\n")
+    lines = lines[:-1] if lines[-1] == "" else lines
+    return [clip(line, limit=MAX_LINE) for line in lines]
+
+
+def _half(lines: list[str]) -> list[str]:
+    return fitting(lines, limit=MAX_ITEMS // 2, room=MAX_BYTES // 2)
