@@ -6,7 +6,9 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
-from pydantic_ai.messages import ModelMessage
+from pydantic_ai import ModelSettings, RunContext
+from pydantic_ai.messages import ModelMessage, ModelResponse
+from pydantic_ai.models import CompletedStreamedResponse, Model, ModelRequestParameters, StreamedResponse
 from pydantic_ai.models.function import AgentInfo, DeltaToolCall, FunctionModel
 
 ToolCall = tuple[str, Mapping[str, object] | str]
@@ -39,6 +41,46 @@ def _calls(reply: ToolCall | Sequence[ToolCall]) -> list[ToolCall]:
             return [(name, arguments)]  # type: ignore[list-item]
         case _:
             return list(reply)  # type: ignore[arg-type]
+
+
+class Canned(Model):
+    """A model that gives the responses it was made with, as they are: finish reason, details and all."""
+
+    def __init__(self, *responses: ModelResponse) -> None:
+        super().__init__()
+        self._rest = iter(responses)
+
+    @property
+    def model_name(self) -> str:
+        """Name of the stand-in."""
+        return "canned"
+
+    @property
+    def system(self) -> str:
+        """Name of its provider."""
+        return "stub"
+
+    async def request(
+        self,
+        messages: list[ModelMessage],
+        model_settings: ModelSettings | None,
+        model_request_parameters: ModelRequestParameters,
+    ) -> ModelResponse:
+        """The next response."""
+        return next(self._rest)
+
+    @asynccontextmanager
+    async def request_stream(
+        self,
+        messages: list[ModelMessage],
+        model_settings: ModelSettings | None,
+        model_request_parameters: ModelRequestParameters,
+        run_context: RunContext[object] | None = None,
+    ) -> AsyncIterator[StreamedResponse]:
+        """The next response, as events."""
+        yield CompletedStreamedResponse(
+            next(self._rest), model_request_parameters=model_request_parameters, replay_events=True
+        )
 
 
 @dataclass(frozen=True)

@@ -57,6 +57,8 @@ def test_the_same_change_again_does_not():
         ("Start.\n" + "the same line again\n" * 4, "Start.\nthe same line again"),
         ("So " + "and then it goes on and on and so forth, " * 8, "So and then it goes on and on and so forth,"),
         ("ha" * 200, "ha"),
+        ("Start.\nThe same line.\n" + "The same line.\n" * 5 + "The sa", "Start.\nThe same line."),
+        ("The same line.\n" * 5, "The same line."),
         ("Intro.\n" + "- first item\n- second item\n" * 5 + "- fir", "Intro.\n- first item\n- second item"),
     ],
 )

@@ -77,8 +77,7 @@ def repetition_at_end(text: str) -> int | None:
         is_lines = "\n" in chunk and len(chunk.strip()) >= _SHORTEST_LINE
         copies = LINE_COPIES if is_lines else max(CHUNK_COPIES, -(-_LONGEST_CHUNK // size))
         if text.endswith(chunk * copies):
-            cut = _first_copy_end(text, size)
-            return text.rfind("\n", 0, cut + 1) if "\n" in chunk else cut
+            return _first_copy_end(text, size)
     return None
 
 
@@ -86,6 +85,8 @@ def _first_copy_end(text: str, size: int) -> int:
     start = len(text) - size
     while start > 0 and text[start - 1] == text[start - 1 + size]:
         start -= 1
+    if start > 0 and "\n" in text[start : start + size]:
+        start = text.index("\n", start)  # whole lines are kept whole
     return start + size
 
 
