@@ -12,7 +12,7 @@ from urllib.request import url2pathname
 import httpx2
 
 from punie.backends import _files
-from punie.backends._gguf import Progress
+from punie.backends._files import Progress
 from punie.errors import WeightsDamaged, WeightsMissing
 
 _TIMEOUT = httpx2.Timeout(60, connect=10)

@@ -4,9 +4,12 @@ import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+Progress = Callable[[str, int, int], None]
+"""Called with (what is being done, done so far, total); bytes of a download, tensors of a merge."""
 
 
 def sha256(path: Path) -> str:
@@ -35,7 +38,7 @@ def is_stamped(path: Path) -> bool:
 
 def stamp(path: Path, digest: str) -> None:
     """Note beside the file that it has this SHA-256 at its present size and time."""
-    write_text(_stamp_path(path), json.dumps({**_state(path), "sha256": digest}))
+    write_text(stamp_path(path), json.dumps({**_state(path), "sha256": digest}))
 
 
 def write_text(path: Path, text: str) -> None:
@@ -60,7 +63,7 @@ def move_aside(path: Path) -> Path:
     """Rename a damaged file so that the next run starts afresh; returns where it went."""
     aside = path.with_name(path.name + ".damaged")
     path.replace(aside)
-    _stamp_path(path).unlink(missing_ok=True)
+    stamp_path(path).unlink(missing_ok=True)
     return aside
 
 
@@ -73,13 +76,14 @@ def locked(directory: Path) -> Iterator[None]:
         yield
 
 
-def _stamp_path(path: Path) -> Path:
+def stamp_path(path: Path) -> Path:
+    """The small file that says what `stamp` noted."""
     return path.with_name(path.name + ".verified")
 
 
 def _stamp_of(path: Path) -> dict[str, object]:
     try:
-        found = json.loads(_stamp_path(path).read_text("utf-8"))
+        found = json.loads(stamp_path(path).read_text("utf-8"))
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}

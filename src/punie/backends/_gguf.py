@@ -1,7 +1,6 @@
 """GGUF files read and written with numpy: weights under their Hugging Face names, tokenizer, merge of an adapter."""
 
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,8 +15,6 @@ if TYPE_CHECKING:
 
     Array = np.ndarray[Any, np.dtype[np.float32]]
 
-Progress = Callable[[str, int, int], None]
-"""Called with (what is being done, done so far, total); bytes for a download, tensors for a merge."""
 
 _WHOLE_MODEL = {
     "token_embd": "model.embed_tokens",
@@ -52,8 +49,8 @@ _PLAIN = frozenset({"gpt-2", "default"})
 def load_state(path: Path) -> dict[str, "Array"]:
     """Every weight of a GGUF file as float32 under its Hugging Face name, q and k rows in Hugging Face order."""
     reader = open_gguf(path)
-    heads = _Heads.of(reader)
-    return {hf_name(t.name): heads.unpermute(t.name, _dequantised(t)) for t in reader.tensors if hf_name(t.name)}
+    heads = Heads.of(reader)
+    return {hf_name(t.name): heads.unpermute(t.name, dequantised(t)) for t in reader.tensors if hf_name(t.name)}
 
 
 def config(path: Path) -> dict[str, object]:
@@ -61,8 +58,9 @@ def config(path: Path) -> dict[str, object]:
     reader = open_gguf(path)
     arch = text_field(reader, "general.architecture")
     if arch not in _ARCHITECTURES:
-        raise ModelError(f"{path.name}: models of kind {arch!r} cannot be converted.", _only(_ARCHITECTURES))
-    heads = _Heads.of(reader)
+        known = ", ".join(_ARCHITECTURES)
+        raise ModelError(f"{path.name}: models of kind {arch!r} cannot be converted.", f"These can: {known}.")
+    heads = Heads.of(reader)
     hidden = _number(reader, f"{arch}.embedding_length")
     names = {t.name for t in reader.tensors}
     return {
@@ -194,7 +192,8 @@ def _number(reader: "GGUFReader", key: str, default: int | None = None) -> int:
     return int(_real(reader, key, default))
 
 
-def _dequantised(tensor: "ReaderTensor") -> "Array":
+def dequantised(tensor: "ReaderTensor") -> "Array":
+    """The tensor in float32, in the order of llama.cpp."""
     from gguf.quants import dequantize
 
     shape = tuple(int(n) for n in reversed(tensor.shape))
@@ -202,7 +201,7 @@ def _dequantised(tensor: "ReaderTensor") -> "Array":
 
 
 @dataclass(frozen=True)
-class _Heads:
+class Heads:
     """llama.cpp interleaves the two halves of each rotary head in files of the llama kind, and only there."""
 
     query: int
@@ -210,7 +209,8 @@ class _Heads:
     interleaved: bool
 
     @classmethod
-    def of(cls, reader: "GGUFReader") -> "_Heads":
+    def of(cls, reader: "GGUFReader") -> "Heads":
+        """The head counts of the model."""
         arch = text_field(reader, "general.architecture")
         query = _number(reader, f"{arch}.attention.head_count")
         return cls(query, _number(reader, f"{arch}.attention.head_count_kv", query), arch == "llama")

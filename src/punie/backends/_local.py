@@ -3,12 +3,14 @@
 import asyncio
 import weakref
 from collections.abc import AsyncGenerator, Callable, Sequence
+from concurrent.futures import Future
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic_ai import ModelProfile, ModelSettings, RunContext
 from pydantic_ai.messages import ModelMessage, ModelResponse
 from pydantic_ai.models import Model, ModelRequestParameters, StreamedResponse
+from pydantic_ai.settings import ModelSettingName
 from pydantic_ai.tools import ToolDefinition
 from pydantic_ai.usage import RequestUsage
 
@@ -26,11 +28,25 @@ SMALLEST_ANSWER = 64
 
 
 class LocalModel(Model[None]):
-    """Runs an engine in this process. `load` is called on the worker thread: by `warm`, or by the first request."""
+    """Runs an engine in this process. `load` is called on the worker thread: by `warm`, or by the first request.
 
-    unsupported_settings = frozenset(
-        {"top_p", "top_k", "presence_penalty", "frequency_penalty", "logit_bias", "parallel_tool_calls", "tool_choice"}
-        | {"timeout", "extra_headers", "extra_body", "service_tier"}
+    `loading` is a load that was begun on `worker` before this class was imported.
+    """
+
+    unsupported_settings: ClassVar[frozenset[ModelSettingName]] = frozenset(
+        {
+            "top_p",
+            "top_k",
+            "presence_penalty",
+            "frequency_penalty",
+            "logit_bias",
+            "parallel_tool_calls",
+            "tool_choice",
+            "timeout",
+            "extra_headers",
+            "extra_body",
+            "service_tier",
+        }
     )
 
     def __init__(
@@ -42,6 +58,7 @@ class LocalModel(Model[None]):
         compact: bool = False,
         settings: ModelSettings | None = None,
         worker: Worker | None = None,
+        loading: Future[Loaded] | None = None,
     ) -> None:
         # Announcements about what text in tags means would be noise for a small model.
         merged = ModelSettings(framing_announcement="never")
@@ -51,7 +68,7 @@ class LocalModel(Model[None]):
         self.compact = compact
         """Whether this is a small model that was trained with its own system text and needs no other."""
         self._name = name
-        self._runtime = Runtime(load, worker=worker or Worker(f"punie-{name}"))
+        self._runtime = Runtime(load, worker=worker or Worker(f"punie-{name}"), loading=loading)
         self._reported_load = False
         weakref.finalize(self, self._runtime.close)
 
@@ -138,7 +155,7 @@ class LocalModel(Model[None]):
         wanted = given.get("max_tokens") or DEFAULT_MAX_TOKENS
         if room < min(wanted, SMALLEST_ANSWER):
             raise ContextTooLong(
-                f"The conversation has {len(prompt)} tokens; {self._name} takes {engine.context_window} with its answer.",
+                f"The conversation has {len(prompt)} tokens; {self._name} takes {engine.context_window}.",
                 "Start a new session, or ask about a smaller part.",
             )
         return Job(

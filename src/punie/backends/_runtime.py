@@ -11,7 +11,7 @@ from punie import wire
 from punie.backends._engine import Engine, Loaded, Piece, Worker
 from punie.errors import ModelError
 
-_CLOSING_SECONDS = 2.0
+_CLOSING_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
@@ -54,11 +54,11 @@ class Generation:
 class Runtime:
     """Loads once, generates one answer at a time. Knows no model, so that a model's finalizer can hold it."""
 
-    def __init__(self, load: Callable[[], Loaded], *, worker: Worker) -> None:
+    def __init__(self, load: Callable[[], Loaded], *, worker: Worker, loading: "Future[Loaded] | None" = None) -> None:
         self._load = load
         self._worker = worker
         self._lock = threading.Lock()
-        self._loading: Future[Loaded] | None = None
+        self._loading = loading
         self._running: set[Generation] = set()
         self._closed = False
 

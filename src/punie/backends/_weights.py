@@ -1,6 +1,8 @@
 """Weights of the local models in the cache: fetched, checked, merged with their adapter, each written in one step."""
 
+import hashlib
 import importlib.util
+import os
 import shutil
 import zipfile
 from collections.abc import Iterator
@@ -8,10 +10,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from pydantic import BaseModel
+
 from punie.backends import _files
-from punie.backends._gguf import Progress
+from punie.backends._files import Progress
 from punie.backends.catalogue import EMBEDDED, Entry, PackagedFile, entry
-from punie.errors import WeightsDamaged, WeightsMissing
+from punie.errors import ModelError, WeightsDamaged, WeightsMissing
 
 _KEPT_MERGES = 4
 _PACKAGE = Path(__file__).parent.parent
@@ -113,27 +117,141 @@ def _check(path: Path, sha256: str) -> None:
 # --- what is derived from the weights ------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Derived:
-    """What a model file says about itself, kept beside it because reading it takes seconds."""
+def ensure_tokenizer(cache_dir: Path) -> Path:
+    """The embedded model's `tokenizer.json`."""
+    return _tokenizer(ensure_base(cache_dir), directory=model_dir(cache_dir))
 
-    tokenizer: Path
+
+def adapter_hash(adapter: Path) -> str:
+    """Twelve hexadecimal digits that stand for the adapter's weights and how they are applied."""
+    digest = hashlib.sha256()
+    try:
+        for name in ("adapter_config.json", "adapters.safetensors"):
+            digest.update((adapter / name).read_bytes())
+    except OSError as error:
+        raise WeightsMissing(
+            f"{adapter} is not an adapter ({error.strerror}: {Path(error.filename or adapter).name}).",
+            "An adapter directory holds adapter_config.json and adapters.safetensors.",
+        ) from error
+    return digest.hexdigest()[:12]
+
+
+def ensure_merged(cache_dir: Path, adapter_dir: Path, on_progress: Progress = silent) -> Path:
+    """The embedded model with the adapter merged into it, as Q8_0; made once for each adapter."""
+    base = ensure_base(cache_dir, on_progress)
+    return _merged(base, adapter_dir, directory=model_dir(cache_dir), on_progress=on_progress)
+
+
+def _merged(base: Path, adapter: Path, *, directory: Path, on_progress: Progress) -> Path:
+    target = directory / f"{base.stem}-{_identity(base)}-{adapter_hash(adapter)}.Q8_0.gguf"
+    with _files.locked(directory):
+        if not _files.is_stamped(target):
+            _merge(base, adapter, target=target, on_progress=on_progress)
+        _prune(directory, newest=target)
+    return target
+
+
+def _merge(base: Path, adapter: Path, *, target: Path, on_progress: Progress) -> None:
+    from punie.backends import _merge  # numpy and gguf are needed only the first time
+
+    loaded = _merge.Adapter.load(adapter)
+    try:
+        with _files.replacing(target) as part:
+            _merge.merge(base, loaded, target=part, on_progress=on_progress)
+        _files.stamp(target, _files.sha256(target))
+    except OSError as error:
+        raise WeightsMissing(
+            f"The model with its adapter cannot be stored in {target.parent}: {error.strerror or error}.",
+            "Free some space, or choose another directory with PUNIE_CACHE_DIR.",
+        ) from error
+
+
+def _prune(directory: Path, *, newest: Path) -> None:
+    """Keep the few merged files used last: training makes a new adapter every time."""
+    os.utime(_files.stamp_path(newest))
+    merged = [path for path in directory.glob("*.Q8_0.gguf") if _files.stamp_path(path).exists()]
+    by_use = sorted(merged, key=lambda path: _files.stamp_path(path).stat().st_mtime_ns, reverse=True)
+    for path in by_use[_KEPT_MERGES:]:
+        path.unlink()
+        _files.stamp_path(path).unlink()
+
+
+def _identity(gguf: Path) -> str:
+    """Eight digits for the file as it is now, without reading all of it."""
+    stat = gguf.stat()
+    return hashlib.sha256(f"{gguf.resolve()}|{stat.st_size}|{stat.st_mtime_ns}".encode()).hexdigest()[:8]
+
+
+def _tokenizer(gguf: Path, *, directory: Path) -> Path:
+    path = directory / "tokenizer.json"
+    with _files.locked(directory):
+        if not _files.is_stamped(path):
+            from punie.backends import _gguf  # numpy and gguf are needed only the first time
+
+            with _files.replacing(path) as part:
+                _gguf.tokenizer(gguf).save(str(part))
+            _files.stamp(path, _files.sha256(path))
+    return path
+
+
+# --- everything an engine needs ------------------------------------------------------------------------------------
+
+
+class _Facts(BaseModel):
+    """What a model file says about itself, kept beside its tokenizer because reading it takes seconds."""
+
     template: str
     context_window: int
 
 
-def ensure_tokenizer(cache_dir: Path) -> Path:
-    """The embedded model's `tokenizer.json`."""
-    base = ensure_base(cache_dir)
-    path = base.with_name("tokenizer.json")
-    if not _files.is_stamped(path):
-        _write_tokenizer(base, path)
-    return path
+@dataclass(frozen=True)
+class ModelFiles:
+    """A model on this disk, ready for an engine."""
+
+    weights: Path
+    tokenizer: Path
+    template: str
+    """The chat template's source."""
+    context_window: int
 
 
-def _write_tokenizer(gguf: Path, path: Path) -> None:
-    from punie.backends import _gguf
+def embedded_files(cache_dir: Path, *, adapter: Path | None, on_progress: Progress = silent) -> ModelFiles:
+    """The embedded model, with an adapter merged into it or alone; fetches what is not there."""
+    base = ensure_base(cache_dir, on_progress)
+    directory = model_dir(cache_dir)
+    weights = _merged(base, adapter, directory=directory, on_progress=on_progress) if adapter else base
+    return ModelFiles(
+        weights,
+        _tokenizer(base, directory=directory),
+        template=(adapter and template_of(adapter)) or shipped_template(),
+        context_window=entry(EMBEDDED).context_window,
+    )
 
-    with _files.replacing(path) as part:
-        _gguf.tokenizer(gguf).save(str(part))
-    _files.stamp(path, _files.sha256(path))
+
+def gguf_files(gguf: Path, *, adapter: Path | None, cache_dir: Path, on_progress: Progress = silent) -> ModelFiles:
+    """A GGUF file of the user's, with its own tokenizer and chat template; nothing is written beside it."""
+    if not gguf.is_file():
+        raise WeightsMissing(f"There is no model file {gguf}.", "Check the path after `gguf:`.")
+    directory = cache_dir / "gguf" / f"{gguf.stem}-{_identity(gguf)}"
+    tokenizer = _tokenizer(gguf, directory=directory)
+    facts = _facts(gguf, directory / "facts.json")
+    template = (adapter and template_of(adapter)) or facts.template
+    if not template:
+        raise ModelError(f"{gguf.name} has no chat template.", "Use the file of an instruct or chat model.")
+    weights = _merged(gguf, adapter, directory=directory, on_progress=on_progress) if adapter else gguf
+    return ModelFiles(weights, tokenizer, template=template, context_window=facts.context_window)
+
+
+def template_of(adapter: Path) -> str | None:
+    """The chat template that the adapter was trained with, if it brings one."""
+    path = adapter / "chat_template.jinja"
+    return path.read_text("utf-8") if path.is_file() else None
+
+
+def _facts(gguf: Path, path: Path) -> _Facts:
+    if not path.is_file():
+        from punie.backends import _gguf  # numpy and gguf are needed only the first time
+
+        facts = _Facts(template=_gguf.chat_template(gguf), context_window=_gguf.context_length(gguf))
+        _files.write_text(path, facts.model_dump_json())
+    return _Facts.model_validate_json(path.read_text("utf-8"))

@@ -5,23 +5,39 @@ import secrets
 import shutil
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from importlib import import_module
 from pathlib import Path
 from queue import SimpleQueue
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from pydantic import BaseModel, ConfigDict
 
 from punie.backends._cores import physical_cores
-from punie.backends._engine import Piece
-from punie.errors import ContextTooLong, EngineMissing, ModelError, WeightsDamaged
+from punie.backends._engine import Loaded, Piece, Worker
+from punie.backends._files import Progress
+from punie.backends._weights import (
+    ModelFiles,
+    adapter_hash,
+    embedded_files,
+    gguf_files,
+    model_dir,
+    shipped_adapter,
+)
+from punie.backends.catalogue import EMBEDDED, entry
+from punie.errors import ContextTooLong, EngineMissing, ModelError, WeightsDamaged, WeightsMissing
+from punie.wire import WHOLE, View, Wire
 
 if TYPE_CHECKING:
-    import xllamacpp
+    from punie.backends._local import LocalModel
 
 _BATCH = 256
 """Prompt tokens between two looks at `cancelled`: about half a second on two cores, and no slower than 512."""
 _LONGEST_SOCKET_PATH = 100
+_LARGEST_WINDOW = 32_768
+"""Tokens of context at most: the cache for 200,000 tokens of a large model would not fit most machines."""
 
 
 class _Error(BaseModel):
@@ -66,6 +82,14 @@ class _Chunk(BaseModel):
     error: _Error | None = None
 
 
+class _Server(Protocol):
+    """The part of `xllamacpp.Server` that is used; the package has no types of its own."""
+
+    def handle_completions(self, request: dict[str, object], receive: Callable[[object], bool]) -> object:
+        """Block until the completion is over; `receive` ends it early by returning True."""
+        ...
+
+
 class LlamaCpp:
     """One GGUF model. See `punie.backends._engine.Engine`."""
 
@@ -73,7 +97,7 @@ class LlamaCpp:
 
     def __init__(self, path: Path, *, context_window: int, threads: int | None = None) -> None:
         self.context_window = context_window
-        self._server: xllamacpp.Server | None = _start(path, context_window, threads or physical_cores())
+        self._server: _Server | None = _start(path, context_window, threads or physical_cores())
         # The server's destructor waits for ever when its loop has not begun: one token makes sure that it has.
         for _ in self.generate([0], max_tokens=1, temperature=0, seed=0, stop=(), cancelled=threading.Event()):
             pass
@@ -99,46 +123,52 @@ class LlamaCpp:
             "cache_prompt": True,
             "return_progress": True,
         }
-        abandoned = threading.Event()
-        try:
-            yield from _pieces(self._chunks(request, lambda: cancelled.is_set() or abandoned.is_set()))
-        finally:
-            abandoned.set()
+        yield from _pieces(self._chunks(request, cancelled))
 
     def close(self) -> None:
         """Free the weights and the cache."""
         self._server = None
 
-    def _chunks(self, request: dict[str, object], is_unwanted: Callable[[], bool]) -> Iterator[_Chunk]:
-        """Turn the blocking call with its callback into an iterator; ends early when it is cancelled."""
-        server = self._server
-        if server is None:
-            raise ModelError("The model is closed.")
+    def _chunks(self, request: dict[str, object], cancelled: threading.Event) -> Iterator[_Chunk]:
+        """Turn the blocking call with its callback into an iterator; ends early when it is cancelled or dropped."""
         found: SimpleQueue[_Chunk | Exception | None] = SimpleQueue()
+        dropped = threading.Event()
 
         def receive(event: object) -> bool:
-            if not is_unwanted():
+            unwanted = cancelled.is_set() or dropped.is_set()
+            if not unwanted:
                 found.put(_Chunk.model_validate(event))
-            return is_unwanted()
+            return unwanted
 
-        def run() -> None:
-            try:
-                server.handle_completions(request, receive)
-            except (RuntimeError, ValueError) as error:
-                found.put(error)
-            found.put(None)
-
-        thread = threading.Thread(target=run, name="punie-llama.cpp", daemon=True)
+        thread = threading.Thread(target=self._complete, args=(request, receive, found.put), daemon=True)
         thread.start()
-        while (item := found.get()) is not None:
-            if isinstance(item, Exception):
-                raise ModelError(f"llama.cpp failed: {item}") from item
-            yield item
-        thread.join()
+        try:
+            while (item := found.get()) is not None:
+                if isinstance(item, Exception):
+                    raise ModelError(f"llama.cpp failed: {item}") from item
+                yield item
+        finally:
+            # Nothing of llama.cpp may still run when the server goes or the interpreter ends.
+            dropped.set()
+            thread.join()
+
+    def _complete(
+        self,
+        request: dict[str, object],
+        receive: Callable[[object], bool],
+        put: Callable[[Exception | None], None],
+    ) -> None:
+        try:
+            if self._server is None:
+                raise RuntimeError("the model is closed")
+            self._server.handle_completions(request, receive)
+        except (RuntimeError, ValueError) as error:
+            put(error)
+        put(None)
 
 
 def _pieces(chunks: Iterator[_Chunk]) -> Iterator[Piece]:
-    counted = 0
+    started, first_token, counted = time.monotonic(), None, 0
     for chunk in chunks:
         if chunk.error:
             raise _failure(chunk.error)
@@ -147,9 +177,12 @@ def _pieces(chunks: Iterator[_Chunk]) -> Iterator[Piece]:
             yield _last_piece(chunk, choice, counted)
             return
         if chunk.prompt_progress is None:
+            first_token = first_token or time.monotonic()
             counted += 1
             yield Piece(choice.text, token_count=1)
-    yield Piece(finish="cancelled")
+    ended = time.monotonic()
+    decoding_since = first_token or ended
+    yield Piece(finish="cancelled", prefill_s=decoding_since - started, decode_s=ended - decoding_since)
 
 
 def _last_piece(chunk: _Chunk, choice: _Choice, counted: int) -> Piece:
@@ -171,9 +204,9 @@ def _failure(error: _Error) -> ModelError:
     return ModelError(f"llama.cpp refused the request: {error.message}.")
 
 
-def _start(path: Path, context_window: int, threads: int) -> "xllamacpp.Server":
+def _start(path: Path, context_window: int, threads: int) -> _Server:
     try:
-        import xllamacpp
+        xllamacpp = import_module("xllamacpp")
     except ImportError as error:
         raise EngineMissing(
             f"llama.cpp cannot be loaded on this machine ({error}).", "Reinstall Punie, or choose another --model."
@@ -200,10 +233,8 @@ def _private_directory() -> Path:
     return Path(tempfile.mkdtemp(prefix="punie-", dir="/tmp"))
 
 
-def _parameters(path: Path, context_window: int, *, threads: int, socket: Path) -> "xllamacpp.CommonParams":
-    import xllamacpp
-
-    p = xllamacpp.CommonParams()
+def _parameters(path: Path, context_window: int, *, threads: int, socket: Path) -> object:
+    p = import_module("xllamacpp").CommonParams()
     p.model.path = str(path)
     p.n_ctx = context_window
     p.n_parallel = 1
@@ -220,3 +251,52 @@ def _parameters(path: Path, context_window: int, *, threads: int, socket: Path) 
     p.hostnames = [str(socket)]
     p.api_keys = [secrets.token_hex(32)]
     return p
+
+
+# --- models --------------------------------------------------------------------------------------------------------
+
+
+def build_named(name: str, *, cache_dir: Path, on_progress: Progress) -> "LocalModel":
+    """A model of the catalogue."""
+    model = entry(name)
+    if model.name == EMBEDDED:
+        adapter = shipped_adapter()
+        files = partial(embedded_files, cache_dir, adapter=adapter, on_progress=on_progress)
+        title = f"{name}+punie@{adapter_hash(adapter)}" if adapter else name
+        return _model(files, name=title, context_window=model.context_window, compact=True)
+    path = model_dir(cache_dir, name) / (model.gguf_name or f"{name}.gguf")
+    if not path.is_file():
+        raise WeightsMissing(
+            f"The weights of {name} are not here: {model.size_bytes / 1e9:.0f} GB that Punie does not fetch by itself.",
+            f"Get {model.gguf_name} from {model.gguf_id} and put it at {path}",
+        )
+    files = partial(gguf_files, path, adapter=None, cache_dir=cache_dir, on_progress=on_progress)
+    return _model(files, name=name, context_window=model.context_window)
+
+
+def build(path: str, adapter: Path | None, *, cache_dir: Path, on_progress: Progress) -> "LocalModel":
+    """A GGUF file, with an adapter merged into it or alone."""
+    gguf = Path(path).expanduser()
+    files = partial(gguf_files, gguf, adapter=adapter, cache_dir=cache_dir, on_progress=on_progress)
+    name = f"{gguf.stem}+{adapter.name}@{adapter_hash(adapter)}" if adapter else gguf.stem
+    return _model(files, name=name)
+
+
+def _model(
+    files: Callable[[], ModelFiles], *, name: str, context_window: int | None = None, compact: bool = False
+) -> "LocalModel":
+    worker = Worker(f"punie-{name}")
+    load = partial(_load, files, compact=compact)
+    loading = worker.submit(load)
+    from punie.backends._local import LocalModel  # its import takes longer than the loading it runs beside
+
+    return LocalModel(load, name=name, context_window=context_window, compact=compact, worker=worker, loading=loading)
+
+
+def _load(files: Callable[[], ModelFiles], *, compact: bool) -> Loaded:
+    started = time.monotonic()
+    found = files()
+    view = View() if compact else WHOLE
+    wire = Wire.load(found.tokenizer, template=found.template, view=view)
+    engine = LlamaCpp(found.weights, context_window=min(found.context_window, _LARGEST_WINDOW))
+    return Loaded(engine, wire, load_s=time.monotonic() - started)
