@@ -5,6 +5,7 @@ import json
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 from pydantic_ai import ModelSettings, RunContext
 from pydantic_ai.messages import ModelMessage, ModelResponse
@@ -98,7 +99,7 @@ class StubServer:
     """Answers the requests it gets in order, the last answer again and again, and keeps what was asked."""
 
     answers: Sequence[Answer]
-    requests: list[tuple[str, dict[str, str], dict[str, object]]] = field(default_factory=list)
+    requests: list[tuple[str, dict[str, str], Any]] = field(default_factory=list)
     port: int = 0
 
     @property

@@ -27,12 +27,12 @@ class Setup:
         if trusted:
             self.user(f'trusted_projects = ["{self.cwd}"]\n')
 
-    def load(self, *, cwd: Path | None = None, flags: dict[str, object] | None = None, **env: str) -> Resolved:
+    def load(self, cwd: Path | None = None, /, *, flags: dict[str, object] | None = None, **env: str) -> Resolved:
         return load_settings(cwd=cwd or self.cwd, env={**self.env, **env}, flags=flags or {})
 
     def refusal(self, **env: str) -> str:
         with pytest.raises(ConfigError) as caught:
-            self.load(**env)
+            load_settings(cwd=self.cwd, env={**self.env, **env}, flags={})
         assert caught.value.exit_code == 2
         return str(caught.value)
 
@@ -124,9 +124,9 @@ def test_project_file_is_found_from_a_directory_inside_the_repository(setup: Set
     setup.project('model = "x"\n')
     inner = setup.cwd / "a" / "b"
     inner.mkdir(parents=True)
-    assert setup.load(cwd=inner).settings.model == "local"
+    assert setup.load(inner).settings.model == "local"
     (setup.cwd / ".git").mkdir()
-    assert setup.load(cwd=inner).settings.model == "x"
+    assert setup.load(inner).settings.model == "x"
 
 
 @pytest.mark.parametrize(

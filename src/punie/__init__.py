@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from punie.errors import PunieError
     from punie.tools import Workspace
 
+    __version__: str
+
 _HOMES = {
     "AgentConfig": "punie.config",
     "Limits": "punie.config",

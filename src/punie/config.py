@@ -52,7 +52,7 @@ class Limits(BaseModel):
     max_tool_calls: Positive = 24
     max_total_tokens: Positive | None = None
     command_timeout_s: Annotated[float, Field(gt=0, le=600)] = 120
-    tool_lines: Positive = 200
+    tool_lines: Annotated[int, Field(gt=0, le=200)] = 200
     """Lines of tool output the model is shown at most."""
 
 

@@ -231,6 +231,12 @@ async def test_the_token_limit(project: Project):
     assert end.error.startswith("The token limit of 10 was reached.")
 
 
+async def test_fewer_lines_of_tool_output(project: Project):
+    config = AgentConfig(limits=Limits(tool_lines=2))
+    _, end = await project.turn(("read_file", {"path": "src/app_Module.py"}), "Read.", config=config)
+    assert end.tool_calls[0].output.splitlines()[2:] == ["... 4 more lines; ask for a smaller part"]
+
+
 async def test_an_answer_cut_off_at_max_tokens_is_a_limit(project: Project):
     cut = ModelResponse(parts=[TextPart("Half an ans")], finish_reason="length")
     _, end = await project.turn(model=Canned(cut))

@@ -35,7 +35,7 @@ def create_agent(
         deps_type=Workspace,
         name="punie",
         instructions=instructions_for(config, compact=compact),
-        model_settings=model_settings(config, compact=compact),
+        model_settings=model_settings(config, engine),
         retries={"tools": TOOL_RETRIES, "output": OUTPUT_RETRIES},
         toolsets=[tools.toolset(config.tools).approval_required(gate.needs_approval)],
         capabilities=[
@@ -46,10 +46,14 @@ def create_agent(
     )
 
 
-def model_settings(config: AgentConfig, *, compact: bool = False) -> ModelSettings:
+def model_settings(config: AgentConfig, model: Model) -> ModelSettings:
     """The sampling settings under PydanticAI's own keys: `stop_sequences`, never `stop`."""
-    max_tokens = config.max_tokens if compact or "max_tokens" in config.model_fields_set else LARGE_MAX_TOKENS
-    settings = ModelSettings(temperature=config.temperature, max_tokens=max_tokens, seed=config.seed)
+    chosen = config.model_fields_set
+    max_tokens = config.max_tokens if "max_tokens" in chosen or is_compact(model) else LARGE_MAX_TOKENS
+    settings = ModelSettings(max_tokens=max_tokens, seed=config.seed)
+    # Some Claude models sample in their own way and complain about any temperature, the default one included.
+    if "temperature" in chosen or not model.profile.get("anthropic_disallows_sampling_settings"):
+        settings["temperature"] = config.temperature
     if config.stop_sequences:
         settings["stop_sequences"] = list(config.stop_sequences)
     return settings

@@ -164,7 +164,7 @@ class ToolGuard(AbstractCapability[Workspace]):
                     "Ask more precisely, or use a larger model.",
                 )
             raise ToolFailed(REFUSED)
-        result = await handler(args)
+        result = _bounded(await handler(args), lines=self.limits.tool_lines)
         changes = call.tool_name not in tools.READ_ONLY
         count = self._watch.record(call.tool_name, args, str(result), changes_files=changes)
         return _noted(result, count) if count >= NOTE_AT else result
@@ -182,6 +182,14 @@ class ToolGuard(AbstractCapability[Workspace]):
         if isinstance(error, PunieError):
             raise error
         raise ToolCrashed(f"The tool {call.tool_name} crashed: {type(error).__name__}: {error}") from error
+
+
+def _bounded(result: object, *, lines: int) -> object:
+    """The first lines of a result; tools bound themselves to 200, this is for those who want fewer."""
+    if not isinstance(result, str) or len(all_lines := result.splitlines()) <= lines:
+        return result
+    left = len(all_lines) - lines
+    return "\n".join([*all_lines[:lines], f"... {left} more lines; ask for a smaller part"])
 
 
 def _noted(result: object, count: int) -> object:

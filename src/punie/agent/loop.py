@@ -4,7 +4,7 @@ PydanticAI drives the model and the tools; this only watches its events and says
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 
 from pydantic_ai import Agent, CancellationToken, UsageLimits
 from pydantic_ai.exceptions import AgentRunError, RunCancelled
@@ -26,7 +26,7 @@ async def run_turn(
     config: AgentConfig,
     history: Sequence[ModelMessage] = (),
     cancellation: CancellationToken | None = None,
-) -> AsyncIterator[Event]:
+) -> AsyncGenerator[Event, None]:
     """Run one turn and yield what happens.
 
     Cancelling the token, or the task that iterates, ends the turn as "interrupted" with what there is of an
