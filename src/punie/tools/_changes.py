@@ -6,7 +6,7 @@ import re
 import secrets
 import stat
 from bisect import bisect_left
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import takewhile
@@ -141,8 +141,8 @@ def _spliced(text: str, old: str, new: str, *, at: int) -> str:
 
     Only what differs between the two is touched, so lines that stay keep their own line ends.
     """
-    head = len(os.path.commonprefix([old, new]))
-    tail = len(os.path.commonprefix([old[head:][::-1], new[head:][::-1]]))
+    head = _same(old, new)
+    tail = _same(old[head:][::-1], new[head:][::-1])
     start, end = at + head, at + len(old) - tail
     # In `text` each of these newlines is two characters long.
     pairs = [match.start() - number for number, match in enumerate(re.finditer("\r\n", text))]
@@ -173,9 +173,8 @@ def _nearest_lines(view: str, old: str) -> list[str]:
     lines = view.split("\n")[:MAX_COMPARED_LINES]
     stripped = {line.strip() for line in lines}
     close = {wanted} if wanted in stripped else set(nearest(wanted, stripped, count=3))
-    found = [
-        f"{number}\t{clip(line)}" for number, line in enumerate(lines, 1) if line.strip() in close and line.strip()
-    ]
+    close.discard("")
+    found = [f"{number}\t{clip(line)}" for number, line in enumerate(lines, 1) if line.strip() in close]
     return found[:MAX_QUOTED]
 
 
@@ -265,5 +264,6 @@ def changed_lines(change: Change) -> tuple[int, int]:
     return max(len(before), len(after)) - head - tail, head + 1
 
 
-def _same(left: list[str], right: list[str]) -> int:
+def _same(left: Sequence[str], right: Sequence[str]) -> int:
+    """How many items from the front are equal."""
     return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(left, right, strict=False)))

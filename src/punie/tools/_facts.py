@@ -18,7 +18,7 @@ Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
 
 @dataclass(frozen=True, slots=True)
 class Symbol:
-    """A definition. `name` is qualified inside the file (`Flask.run`); `bases` are dotted, with import aliases resolved."""
+    """A definition. `name` is qualified inside the file (`Flask.run`); in `bases`, import aliases are resolved."""
 
     path: str
     line: int
@@ -221,7 +221,7 @@ def _one_line(text: str) -> str:
 
 
 def read_references(tree: ast.Module) -> dict[str, tuple[int, ...]]:
-    """Every name used in a file, with the lines of its uses. Definitions are no uses; module-level targets are neither."""
+    """Every name used in a file, with the lines of its uses. Definitions and module-level targets are no uses."""
     lines: dict[str, set[int]] = {}
     own = {id(target) for node in tree.body for target in _assigned(node)}
     for node in ast.walk(tree):

@@ -1,4 +1,4 @@
-"""An index of the workspace's Python definitions, read on first use and kept up to date by modification time and size."""
+"""An index of the workspace's Python definitions, read on first use and kept up to date by time and size of files."""
 
 import gc
 import threading

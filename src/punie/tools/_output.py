@@ -9,7 +9,7 @@ MAX_BYTES = 20_000
 MAX_TEXT = 160
 
 _CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028\u2029]")
-# Every kind of terminal sequence: CSI, the strings (OSC, DCS, SOS, PM, APC; they end at a line end at the latest), the rest.
+# Every kind of terminal sequence: CSI; the strings OSC, DCS, SOS, PM and APC, cut at a line end; the rest.
 _SEQUENCES = re.compile(
     r"(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]?"
     r"|(?:\x1b[\]PX^_]|[\x90\x98\x9d\x9e\x9f])[^\x07\x1b\x9c\n]*(?:\x07|\x1b\\|\x9c)?"

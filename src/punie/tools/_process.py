@@ -94,7 +94,8 @@ class _Kept:
 
 
 async def _read(process: asyncio.subprocess.Process, kept: _Kept) -> None:
-    assert process.stdout is not None
+    if process.stdout is None:
+        return
     while chunk := await process.stdout.read(1 << 16):
         kept.add(chunk)
 

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 # From the bytes of a file to the numbers of its matching lines.
 Matcher = Callable[[bytes], list[int]]
@@ -33,7 +34,7 @@ def literal_matcher(text: str) -> Iterator[Matcher]:
 def regex_matcher(pattern: str, *, time_limit_s: float) -> Iterator[Matcher]:
     """Lines the expression is found in. A matcher raises OutOfTimeError when all its files together take too long."""
     command = [sys.executable, "-I", "-S", str(WORKER)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as worker:
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as worker:  # noqa: S603 - our own
         watchdog = threading.Timer(time_limit_s, worker.kill)
         watchdog.start()
         try:
@@ -46,18 +47,23 @@ def regex_matcher(pattern: str, *, time_limit_s: float) -> Iterator[Matcher]:
 
 def _ask(worker: subprocess.Popen[bytes], data: bytes) -> list[int]:
     _send(worker, data)
-    assert worker.stdout is not None
-    answer = worker.stdout.readline()
+    answer = _open(worker.stdout).readline()
     if not answer.endswith(b"\n"):
         raise OutOfTimeError
     return [int(number) for number in answer.split()]
 
 
 def _send(worker: subprocess.Popen[bytes], data: bytes) -> None:
-    assert worker.stdin is not None
+    stream = _open(worker.stdin)
     try:
-        worker.stdin.write(b"%d\n" % len(data))
-        worker.stdin.write(data)
-        worker.stdin.flush()
+        stream.write(b"%d\n" % len(data))
+        stream.write(data)
+        stream.flush()
     except BrokenPipeError:
         raise OutOfTimeError from None
+
+
+def _open(stream: IO[bytes] | None) -> IO[bytes]:
+    if stream is None:
+        raise RuntimeError("the search worker was started without pipes")
+    return stream

@@ -32,15 +32,16 @@ def main() -> int:
     signal.signal(signal.SIGTERM, _raise_stop)
     shell = "/bin/bash" if Path("/bin/bash").exists() else "/bin/sh"
     options = ["--noprofile", "--norc"] if shell.endswith("bash") else []
-    child = None
+    arguments = [shell, *options, "-c", sys.argv[1]]
+    group: int | None = None
     try:
-        child = subprocess.Popen([shell, *options, "-c", sys.argv[1]], stdin=subprocess.DEVNULL, start_new_session=True)
+        child = subprocess.Popen(arguments, stdin=subprocess.DEVNULL, start_new_session=True)  # noqa: S603 - approved
+        group = child.pid
         status = child.wait()
     except _Stop:
         status = -signal.SIGTERM
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    if child is not None:
-        _end_all(child.pid)
+    _end_all(group)
     return status if status >= 0 else 128 - status
 
 
@@ -56,7 +57,7 @@ def _prepare() -> None:
     libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
 
 
-def _end_all(group: int) -> None:
+def _end_all(group: int | None) -> None:
     """SIGTERM, a moment, then SIGKILL until nothing is left."""
     _send(group, signal.SIGTERM)
     calm = time.monotonic() + GRACE_S
@@ -70,9 +71,10 @@ def _end_all(group: int) -> None:
         _send(group, signal.SIGKILL)
 
 
-def _send(group: int, number: signal.Signals) -> None:
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(group, number)
+def _send(group: int | None, number: signal.Signals) -> None:
+    if group is not None:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(group, number)
     for process in _descendants():
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.kill(process, number)

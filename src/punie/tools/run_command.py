@@ -10,7 +10,7 @@ MAX_LINE = 1_000
 MIN_TIMEOUT_S = 0.1
 
 
-async def run_command(ctx: RunContext[Workspace], command: str, timeout: float | None = None) -> str:
+async def run_command(ctx: RunContext[Workspace], command: str, timeout: float | None = None) -> str:  # noqa: ASYNC109 - for the model
     """Run a shell command in the workspace.
 
     Args:
