@@ -1,0 +1,1 @@
+"""Makes the training data, trains the adapter, and measures the result."""

@@ -1,0 +1,59 @@
+"""MLX, imported after the libraries that make it usable: import `mx` and `nn` from here and from nowhere else.
+
+On Linux the CPU build of MLX links the reference BLAS; an OpenBLAS that is already loaded takes its place, a hundred times faster.
+"""
+
+import ctypes
+import os
+import shutil
+import sys
+from pathlib import Path
+
+from punie.errors import EngineMissing
+
+_BLAS = ("libopenblas.so.0", "libopenblas.so", "libmkl_rt.so.2")
+
+
+def _preload_blas() -> str:
+    """Load the first BLAS there is so that MLX's symbols resolve to it; returns its name, "" if there is none."""
+    if "avx512bw" in _cpu_flags():
+        # OpenBLAS takes newer processors than it knows for AVX2 ones and runs at half their speed.
+        os.environ.setdefault("OPENBLAS_CORETYPE", "SkylakeX")
+    for name in _BLAS:
+        try:
+            ctypes.CDLL(name, mode=ctypes.RTLD_GLOBAL)
+        except OSError:
+            continue
+        return name
+    return ""
+
+
+def _cpu_flags() -> frozenset[str]:
+    lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
+    return frozenset(next((line for line in lines if line.startswith("flags")), "").split())
+
+
+BLAS = _preload_blas() if sys.platform == "linux" else "Accelerate"
+
+try:
+    import mlx.core as mx
+    from mlx import nn, optimizers
+except ImportError as error:
+    raise EngineMissing(f"MLX cannot be imported ({error}).", "Install it: pip install 'punie[mlx]'") from error
+
+ON_GPU = mx.default_device() != mx.Device(mx.cpu)
+
+if not ON_GPU and not shutil.which(os.environ.get("CXX", "g++")):
+    mx.disable_compile()  # fused kernels are compiled at run time, by a C++ compiler
+
+
+def require_blas() -> None:
+    """Raise EngineMissing where the CPU would be left with the reference BLAS."""
+    if not ON_GPU and not BLAS:
+        raise EngineMissing(
+            "MLX on this CPU needs OpenBLAS; without it one answer takes minutes.",
+            "Install it (Debian: apt install libopenblas0), or use the llama.cpp engine: --model local",
+        )
+
+
+__all__ = ["BLAS", "ON_GPU", "mx", "nn", "optimizers", "require_blas"]

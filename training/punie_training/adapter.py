@@ -1,0 +1,57 @@
+"""LoRA on a model in memory, and the adapter directory it is saved to: MLX's format, in 16 bits."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mlx.utils import tree_flatten
+from mlx_lm.tuner.utils import linear_to_lora_layers
+
+from punie.backends._files import replacing, write_text
+from punie.backends._mlx import mx
+from punie.errors import ConfigError
+from punie_training.recipe import Lora
+
+
+def add_lora(model: Any, lora: Lora, *, seed: int) -> None:
+    """Freeze the model and put trainable matrices beside the named layers; they change nothing yet."""
+    names = {name for name, _ in model.layers[0].named_modules()}
+    unknown = sorted(set(lora.keys) - names)
+    if unknown:
+        raise ConfigError(f"The model has no layer {', '.join(unknown)}.", "Mend `keys` under [lora] in the recipe.")
+    if lora.layers > len(model.layers):
+        raise ConfigError(f"The model has {len(model.layers)} blocks, the recipe asks for {lora.layers}.")
+    mx.random.seed(seed)
+    model.freeze()
+    linear_to_lora_layers(model, lora.layers, _parameters(lora))
+    mx.eval(model.parameters())
+
+
+def weights(model: Any) -> dict[str, mx.array]:
+    """The trainable matrices by name."""
+    return dict(tree_flatten(model.trainable_parameters()))
+
+
+def save_adapter(
+    trained: Mapping[str, mx.array], out: Path, *, lora: Lora, template: str, manifest: Mapping[str, object]
+) -> Path:
+    """Write `adapters.safetensors` (float16), its configuration, the chat template and the manifest into `out`."""
+    out.mkdir(parents=True, exist_ok=True)
+    config = {"fine_tune_type": "lora", "num_layers": lora.layers, "lora_parameters": _parameters(lora)}
+    write_text(out / "adapter_config.json", json.dumps(config, indent=2) + "\n")
+    write_text(out / "chat_template.jinja", template)
+    write_text(out / "manifest.json", json.dumps(manifest, indent=2) + "\n")
+    with replacing(out / "adapters.safetensors") as part:
+        write_arrays(part, {name: value.astype(mx.float16) for name, value in trained.items()}, metadata={})
+    return out
+
+
+def write_arrays(path: Path, arrays: Mapping[str, mx.array], *, metadata: Mapping[str, str]) -> None:
+    """Write a safetensors file under exactly this name, which MLX would otherwise end in `.safetensors`."""
+    with path.open("wb") as file:
+        mx.save_safetensors(file, dict(arrays), dict(metadata))  # type: ignore[arg-type]
+
+
+def _parameters(lora: Lora) -> dict[str, object]:
+    return {"rank": lora.rank, "scale": lora.scale, "dropout": 0.0, "keys": list(lora.keys)}

@@ -1,0 +1,102 @@
+"""A training run as a value: everything that decides what comes out, in one TOML file."""
+
+import hashlib
+import json
+import tomllib
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from punie.errors import ConfigError
+
+EVERY_LINEAR = (
+    "self_attn.q_proj",
+    "self_attn.k_proj",
+    "self_attn.v_proj",
+    "self_attn.o_proj",
+    "mlp.gate_proj",
+    "mlp.up_proj",
+    "mlp.down_proj",
+)
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Data(_Part):
+    """Which rows are drawn from the rows there are."""
+
+    rows: int = Field(default=100_000, gt=0)
+    """At most this many."""
+    direct_share: float | None = Field(default=None, ge=0, le=1)
+    """Share of rows answered without a tool; None takes them as they come."""
+    families: tuple[str, ...] = ()
+    """Only these families of tool questions; none named means all."""
+    projects: int | None = Field(default=None, gt=0)
+    """Tool questions about at most this many projects, the first by name."""
+    max_tokens: int = Field(default=1024, gt=2)
+    """Longer rows are left out, never cut."""
+
+
+class Lora(_Part):
+    """The trained matrices: the change of a weight is `scale * B A`."""
+
+    rank: int = Field(default=16, gt=0)
+    scale: float = Field(default=2.0, gt=0)
+    keys: tuple[str, ...] = EVERY_LINEAR
+    layers: int = Field(default=30, gt=0)
+    """Blocks, counted from the last."""
+
+
+class Optim(_Part):
+    """AdamW with a linear warm-up and a cosine to nothing, counted in updates."""
+
+    lr: float = Field(default=4e-4, gt=0)
+    warmup: int = Field(default=10, ge=0)
+    epochs: int = Field(default=1, gt=0)
+    batch_tokens: int = Field(default=2048, gt=0)
+    """Tokens of a batch, padding included, the common prefix counted once."""
+    accumulation: int = Field(default=1, gt=0)
+    """Batches per update."""
+    clip: float = Field(default=1.0, gt=0)
+    weight_decay: float = Field(default=0.0, ge=0)
+
+
+class Watch(_Part):
+    """What is looked at on the way."""
+
+    dev_rows: int = Field(default=32, ge=0)
+    """Rows kept out of training for a loss to look at; never used to choose a checkpoint."""
+    every: int = Field(default=50, gt=0)
+    """Updates between two checkpoints."""
+
+
+class Recipe(_Part):
+    """One training run."""
+
+    base: str = "smollm2-135m"
+    seed: int = 0
+    data: Data = Data()
+    lora: Lora = Lora()
+    optim: Optim = Optim()
+    eval: Watch = Watch()
+
+    @classmethod
+    def load(cls, path: Path) -> "Recipe":
+        """Read a TOML file. Raises ConfigError that names the file and the key."""
+        try:
+            return cls.model_validate(tomllib.loads(path.read_text("utf-8")))
+        except OSError as error:
+            raise ConfigError(f"The recipe {path} cannot be read: {error.strerror}.") from error
+        except tomllib.TOMLDecodeError as error:
+            raise ConfigError(f"{path} is not valid TOML: {error}.") from error
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise ConfigError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}.") from error
+
+    @property
+    def hash(self) -> str:
+        """SHA-256 over the values, defaults included: equal recipes have equal hashes however they are written."""
+        text = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()

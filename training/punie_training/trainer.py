@@ -1,0 +1,276 @@
+"""Trains a LoRA adapter in this process with MLX, on a CPU or an Apple GPU; can be stopped and resumed at any time."""
+
+import argparse
+import math
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mlx.utils import tree_map
+
+from punie.backends._mlx import mx, nn, optimizers, require_blas
+from punie.errors import ModelError, UsageError
+from punie.wire import Example
+from punie_training import plan
+from punie_training._loss import collate, shared_prefix, summed_loss
+from punie_training._memory import keep_freed_memory
+from punie_training.adapter import add_lora, save_adapter, weights
+from punie_training.base import digest, load
+from punie_training.checkpoint import Checkpoint, Point, fingerprint
+from punie_training.recipe import Recipe
+
+_UPDATES_BETWEEN_STATES = 10
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What a run will take, measured on its two largest batches before it starts."""
+
+    updates: int
+    rows: int
+    dev_rows: int
+    too_long: int
+    nothing_to_learn: int
+    prefix: int
+    seconds: float
+    peak_bytes: int
+
+
+@dataclass(frozen=True)
+class Step:
+    """One update, as reported while training."""
+
+    update: int
+    total: int
+    loss: float
+    dev_loss: float | None
+    learning_rate: float
+    gradient_norm: float
+    rows: int
+    tokens_per_second: float
+    """Tokens of the rows, as if each was computed from its beginning."""
+    eta_s: float
+    peak_bytes: int
+
+
+@dataclass(frozen=True)
+class Result:
+    """A finished run."""
+
+    adapter: Path
+    checkpoints: tuple[Path, ...]
+    history: tuple[Point, ...]
+    forecast: Forecast
+
+
+def train(
+    recipe: Recipe,
+    *,
+    rows: Sequence[Example],
+    base: Path,
+    out: Path,
+    template: str = "",
+    resume: bool = False,
+    on_start: Callable[[Forecast], None] = lambda _: None,
+    on_step: Callable[[Step], None] = lambda _: None,
+) -> Result:
+    """Train `recipe` on `rows` from `base` (a GGUF file or an MLX model directory), writing into `out`.
+
+    Raises ModelError when the loss stops being a number, UsageError when `out` holds another run's state.
+    """
+    require_blas()
+    keep_freed_memory()
+    run = _Run(recipe, rows=rows, base=base, out=out, template=template)
+    start = run.begin(resume=resume)
+    forecast = run.forecast(start)
+    on_start(forecast)
+    for step in run.steps(start):
+        on_step(step)
+    return Result(out / "adapter", run.checkpoints(), tuple(run.history), forecast)
+
+
+class _Run:
+    """The model, the optimizer and the plan of one run, and what has happened so far."""
+
+    def __init__(self, recipe: Recipe, *, rows: Sequence[Example], base: Path, out: Path, template: str) -> None:
+        self.recipe, self.out, self.template = recipe, out, template
+        self.chosen = plan.select(rows, recipe)
+        if not self.chosen.train:
+            raise UsageError("No row is left to train on.", f"{len(rows)} were given; see [data] in the recipe.")
+        self.prefix = shared_prefix(self.chosen.train)
+        self.updates = plan.updates(self.chosen.train, recipe, prefix=self.prefix)
+        self.model = load(base)
+        add_lora(self.model, recipe.lora, seed=recipe.seed)
+        self.model.train()
+        self.optimizer = optimizers.AdamW(
+            learning_rate=recipe.optim.lr, weight_decay=recipe.optim.weight_decay, bias_correction=True
+        )
+        self.optimizer.init(self.model.trainable_parameters())
+        self.history: list[Point] = []
+        self.identity = {"recipe": recipe.hash, "data": fingerprint(self.chosen.train), "base": digest(base)}
+        self.checkpoint = Checkpoint(out / "state.safetensors", identity=self.identity)
+        self._gradient = nn.value_and_grad(self.model, lambda batch: summed_loss(self.model, batch))
+
+    def begin(self, *, resume: bool) -> int:
+        """Take up the state in `out`, or start a fresh one; returns the first update to do."""
+        if self.checkpoint.path.exists() and not resume:
+            raise UsageError(f"{self.out} holds a run already.", "Continue it with --resume, or choose another --out.")
+        self.out.mkdir(parents=True, exist_ok=True)
+        if self.checkpoint.path.exists():
+            self.history = list(self.checkpoint.restore(self.model, self.optimizer))
+        return len(self.history)
+
+    def forecast(self, start: int) -> Forecast:
+        """Measure time and memory on the two largest batches; changes nothing."""
+        left = [batch for update in self.updates[start:] for batch in update]
+        largest = sorted(left, key=self._size)[-2:]
+        mx.reset_peak_memory()
+        seconds = 0.0
+        for batch in largest:  # the first one also takes the memory from the system, so the second one is timed
+            began = time.perf_counter()
+            mx.eval(self._gradient(collate([self.chosen.train[i] for i in batch])))
+            seconds = time.perf_counter() - began
+        total = sum(self._size(batch) for batch in left)
+        return Forecast(
+            updates=len(self.updates),
+            rows=len(self.chosen.train),
+            dev_rows=len(self.chosen.dev),
+            too_long=self.chosen.too_long,
+            nothing_to_learn=self.chosen.nothing_to_learn,
+            prefix=self.prefix,
+            seconds=seconds * total / max(1, self._size(largest[-1])) if largest else 0.0,
+            peak_bytes=mx.get_peak_memory(),
+        )
+
+    def steps(self, start: int) -> Iterator[Step]:
+        """Do the updates from `start` on, saving on the way."""
+        sizes = [sum(self._size(batch) for batch in update) for update in self.updates]
+        began = time.perf_counter()
+        for number in range(start, len(self.updates)):
+            at = time.perf_counter()
+            point, count = self._update(number)
+            elapsed = time.perf_counter() - at
+            self.history.append(point)
+            self._save(number)
+            done, left = sum(sizes[start : number + 1]), sum(sizes[number + 1 :])
+            yield Step(
+                update=number + 1,
+                total=len(self.updates),
+                loss=point.loss,
+                dev_loss=point.dev_loss,
+                learning_rate=point.learning_rate,
+                gradient_norm=point.gradient_norm,
+                rows=count,
+                tokens_per_second=point.tokens / elapsed,
+                eta_s=(time.perf_counter() - began) * left / done,
+                peak_bytes=mx.get_peak_memory(),
+            )
+
+    def _update(self, number: int) -> tuple[Point, int]:
+        total, gradients, learned = 0.0, None, 0
+        rows = [[self.chosen.train[i] for i in batch] for batch in self.updates[number]]
+        for group in rows:
+            batch = collate(group)
+            loss, gradient = self._gradient(batch)
+            gradients = gradient if gradients is None else tree_map(mx.add, gradients, gradient)
+            mx.eval(loss, gradients)
+            total, learned = total + float(loss.item()), learned + batch.targets.size
+        mean = total / learned
+        norm = self._apply(gradients, learned=learned, number=number)
+        if not math.isfinite(mean) or not math.isfinite(norm):
+            raise ModelError(
+                f"Update {number + 1}: the loss is {mean}, the gradient {norm}.",
+                f"Lower `lr`, then resume from the state in {self.out}.",
+            )
+        tokens = sum(len(row.tokens) for group in rows for row in group)
+        rate = plan.learning_rate(self.recipe, update=number, total=len(self.updates))
+        return Point(number + 1, mean, self._dev_loss(number), rate, norm, tokens), sum(map(len, rows))
+
+    def _apply(self, gradients: Any, *, learned: int, number: int) -> float:
+        """Clip and step; a gradient that is not finite leaves the weights alone."""
+        gradients = tree_map(lambda g: g / learned, gradients)
+        clipped, norm = optimizers.clip_grad_norm(gradients, max_norm=self.recipe.optim.clip)
+        length = float(norm.item())
+        if math.isfinite(length):
+            self.optimizer.learning_rate = plan.learning_rate(self.recipe, update=number, total=len(self.updates))
+            self.optimizer.update(self.model, clipped)
+            mx.eval(self.model.trainable_parameters(), self.optimizer.state)
+        return length
+
+    def _dev_loss(self, number: int) -> float | None:
+        if not self.chosen.dev or not self._is_checkpoint(number):
+            return None
+        order = range(len(self.chosen.dev))
+        size = self.recipe.optim.batch_tokens
+        total, learned = 0.0, 0
+        for indices in plan.batches(self.chosen.dev, prefix=self.prefix, batch_tokens=size, order=order):
+            batch = collate([self.chosen.dev[i] for i in indices])
+            total, learned = total + float(summed_loss(self.model, batch).item()), learned + batch.targets.size
+        return total / learned
+
+    def _is_checkpoint(self, number: int) -> bool:
+        return (number + 1) % self.recipe.eval.every == 0 or number + 1 == len(self.updates)
+
+    def _save(self, number: int) -> None:
+        last = number + 1 == len(self.updates)
+        if self._is_checkpoint(number):
+            self._save_adapter(self.out / "checkpoints" / f"{number + 1:06d}")
+        if last:
+            self._save_adapter(self.out / "adapter")
+        if last or self._is_checkpoint(number) or (number + 1) % _UPDATES_BETWEEN_STATES == 0:
+            self.checkpoint.save(self.model, self.optimizer, history=self.history)
+
+    def _save_adapter(self, out: Path) -> None:
+        manifest = {
+            **self.identity,
+            "name": out.name,
+            "settings": self.recipe.model_dump(mode="json"),
+            "update": len(self.history),
+            "updates": len(self.updates),
+            "loss": self.history[-1].loss,
+            "dev_loss": self.history[-1].dev_loss,
+            "rows": len(self.chosen.train),
+        }
+        save_adapter(weights(self.model), out, lora=self.recipe.lora, template=self.template, manifest=manifest)
+
+    def _size(self, batch: Sequence[int]) -> int:
+        width = max(len(self.chosen.train[i].tokens) for i in batch) - 1 - self.prefix
+        return self.prefix + width * len(batch)
+
+    def checkpoints(self) -> tuple[Path, ...]:
+        return tuple(sorted((self.out / "checkpoints").iterdir()))
+
+
+def main(argv: Sequence[str]) -> int:
+    """`punie train run RECIPE`: train a recipe on the rows of a data file."""
+    parser = argparse.ArgumentParser(prog="punie train run")
+    parser.add_argument("recipe", type=Path)
+    parser.add_argument("--data", type=Path, default=Path("training/data/train.jsonl"), help="the rows")
+    parser.add_argument("--base", type=Path, help="GGUF file or MLX directory; default: the embedded model")
+    parser.add_argument("--out", type=Path, help="where the run is kept; default: training/runs/RECIPE")
+    parser.add_argument("--resume", action="store_true", help="continue the run in --out")
+    options = parser.parse_args(argv)
+    from punie_training.examples import prepare  # pydantic_ai is slow to import
+    from punie_training.plot import write_curve
+    from punie_training.progress import Progress
+
+    recipe = Recipe.load(options.recipe)
+    out = options.out or Path("training/runs") / options.recipe.stem
+    prepared = prepare(recipe, data=options.data, base=options.base)
+    with Progress(sys.stderr, log=out / "train.log") as progress:
+        result = train(
+            recipe,
+            rows=prepared.examples,
+            base=prepared.base,
+            template=prepared.template,
+            out=out,
+            resume=options.resume,
+            on_start=progress.start,
+            on_step=progress.step,
+        )
+        write_curve(result.history, out)
+        progress.say(f"adapter in {result.adapter}, {len(result.checkpoints)} checkpoints beside it")
+    return 0
