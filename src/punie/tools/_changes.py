@@ -13,9 +13,17 @@ from itertools import takewhile
 
 from pydantic_ai import ModelRetry
 
-from punie.tools._files import MAX_TEXT_BYTES, Answer, is_binary, lines_of, load, missing, outside
+from punie.tools._files import MAX_TEXT_BYTES, Answer, is_binary, lines_of, load, outside
 from punie.tools._output import clip, nearest, printable
-from punie.tools._paths import Content, Located, NotRegularFileError, OutsideWorkspaceError, located, read_located
+from punie.tools._paths import (
+    Content,
+    Located,
+    NotRegularFileError,
+    OutsideWorkspaceError,
+    located,
+    read_located,
+    relative_path,
+)
 from punie.tools._workspace import Workspace, digest
 
 MAX_QUOTED = 5
@@ -47,58 +55,50 @@ def plan_edit(workspace: Workspace, path: str, *, old: str, new: str) -> Change 
     content = load(workspace, path)
     if isinstance(content, Answer):
         return content
-    text = _editable(content)
-    refuse_if_changed(workspace, content.relative, content.data)
-    after = _replaced(text, old.replace("\r\n", "\n"), new.replace("\r\n", "\n"), path=printable(content.relative))
+    _refuse_unfit(workspace, content)
+    after = _replaced(_text(content), old.replace("\r\n", "\n"), new.replace("\r\n", "\n"), path=content.relative)
     return Change(content.relative, content.data, _encoded(after))
 
 
 def plan_write(workspace: Workspace, path: str, content: str) -> Change | Answer:
     """The change that makes `content` the whole file. An existing file must have been read before."""
-    existing = _existing(workspace, path)
+    existing = load(workspace, path)
     if isinstance(existing, Answer):
-        return existing
-    if existing is None:
-        return Change(_target(workspace, path), None, _encoded(content))
+        return Change(_target(workspace, path), None, _encoded(content)) if existing.missing else existing
+    _refuse_unfit(workspace, existing)
     if existing.relative not in workspace.seen:
         raise ModelRetry(f"{printable(existing.relative)} exists. Read it with read_file before writing over it.")
-    refuse_if_changed(workspace, existing.relative, existing.data)
     return Change(existing.relative, existing.data, _encoded(content))
-
-
-def _existing(workspace: Workspace, path: str) -> Content | Answer | None:
-    found = load(workspace, path)
-    if isinstance(found, Content):
-        return found
-    return None if found == missing(workspace, path) else found
 
 
 def _target(workspace: Workspace, path: str) -> str:
     """Where a new file would lie; its directories may be missing too, so only those that exist are followed."""
     try:
         with located(workspace.root, path) as place:
-            return place.relative
-    except FileNotFoundError:
-        return os.path.normpath(path)
-    except OutsideWorkspaceError:
-        raise outside(path) from None
+            relative = place.relative
+    except (FileNotFoundError, NotADirectoryError):
+        relative = os.path.normpath(relative_path(workspace.root, path))
+    _refuse_repository(relative)
+    return relative
 
 
-def refuse_if_changed(workspace: Workspace, relative: str, data: bytes) -> None:
-    """ModelRetry if the file was read and is no longer what was read."""
-    if workspace.seen.get(relative, digest(data)) != digest(data):
-        raise ModelRetry(f"{printable(relative)} changed since it was read. Read it again with read_file first.")
-
-
-def _editable(content: Content) -> str:
+def _refuse_unfit(workspace: Workspace, content: Content) -> None:
+    """ModelRetry if the file cannot be changed as text, or is not what was read."""
     shown = printable(content.relative)
+    _refuse_repository(content.relative)
     if not content.whole:
-        raise ModelRetry(f"{shown} is over {MAX_TEXT_BYTES // 1_000_000} MB, too large to edit. Use run_command.")
+        raise ModelRetry(f"{shown} is over {MAX_TEXT_BYTES // 1_000_000} MB, too large to change. Use run_command.")
+    if is_binary(content.data):
+        raise ModelRetry(f"{shown} is a binary file. Use run_command to change it.")
+    if workspace.seen.get(content.relative, digest(content.data)) != digest(content.data):
+        raise ModelRetry(f"{shown} changed since it was read. Read it again with read_file first.")
+
+
+def _text(content: Content) -> str:
     try:
-        if is_binary(content.data):
-            raise ModelRetry(f"{shown} is a binary file and cannot be edited.")
         return content.data.decode("utf-8")
     except UnicodeDecodeError:
+        shown = printable(content.relative)
         raise ModelRetry(f"{shown} is not UTF-8 and cannot be edited without damage. Use run_command.") from None
 
 
@@ -114,6 +114,7 @@ def _replaced(text: str, old: str, new: str, *, path: str) -> str:
         raise ModelRetry("old is empty. Give the exact text to replace, or use write_file for a new file.")
     if old == new:
         raise ModelRetry("old and new are the same. Give the text that shall stand there instead.")
+    path = printable(path)
     view = text.replace("\r\n", "\n")
     places = _places(view, old)
     if not places:
@@ -178,17 +179,21 @@ def _nearest_lines(view: str, old: str) -> list[str]:
     return found[:MAX_QUOTED]
 
 
-def apply(workspace: Workspace, change: Change) -> None:
-    """Write a change in one step. ModelRetry if the file is no longer what the change was made from."""
-    _refuse_repository(change.relative)
+def apply(workspace: Workspace, change: Change) -> Answer | None:
+    """Write a change in one step, or say what the system has against it.
+
+    ModelRetry if the file is no longer what the change was made from.
+    """
     try:
         with located(workspace.root, change.relative, create_parents=change.before is None) as place:
+            _refuse_repository(place.relative)
             _write(place, change)
     except OutsideWorkspaceError:
         raise outside(change.relative) from None
     except OSError as error:
-        raise ModelRetry(f"Cannot write {printable(change.relative)}: {error.strerror or error}") from error
+        return Answer(f"Cannot write {printable(change.relative)}: {error.strerror or error}")
     workspace.remember(change.relative, change.after)
+    return None
 
 
 def _refuse_repository(relative: str) -> None:

@@ -51,6 +51,17 @@ class Facts:
     has_star: bool
 
 
+@dataclass(frozen=True, slots=True)
+class _Scope:
+    """The qualified name of the classes and functions around a statement, and whether one is a function."""
+
+    name: str
+    local: bool
+
+    def qualified(self, name: str) -> str:
+        return f"{self.name}.{name}" if self.name else name
+
+
 def parse(source: bytes) -> ast.Module | None:
     """The syntax tree, or None where this Python cannot read the source."""
     warnings.filterwarnings("ignore", module=SOURCE_NAME)
@@ -75,21 +86,23 @@ def read_facts(path: str, tree: ast.Module) -> Facts:
     for _, node in statements:
         _add_imports(imports, node, package)
     for scope, node in statements:
-        if not scope:
+        if not scope.name:
             _add_alias(imports, node)
-    symbols = [symbol for scope, node in statements for symbol in _symbols(path, scope, node, imports)]
+    symbols = [symbol for scope, node in statements for symbol in _symbols(path, scope, node=node, imports=imports)]
     symbols.sort(key=lambda symbol: (symbol.line, symbol.name))
     return Facts(path, module, tuple(symbols), imports, "*" in imports)
 
 
-def _statements(tree: ast.Module) -> Iterator[tuple[str, ast.stmt]]:
-    """Every statement with the qualified name of the scope it stands in. A stack, as `elif` chains nest deep."""
-    pending: list[tuple[str, ast.AST]] = [("", node) for node in tree.body]
+def _statements(tree: ast.Module) -> Iterator[tuple[_Scope, ast.stmt]]:
+    """Every statement with the scope it stands in. A stack, as `elif` chains nest deep."""
+    pending: list[tuple[_Scope, ast.AST]] = [(_Scope("", local=False), node) for node in tree.body]
     while pending:
         scope, node = pending.pop()
         if isinstance(node, ast.stmt):
             yield scope, node
-        inner = f"{scope}.{node.name}".lstrip(".") if isinstance(node, Definition) else scope
+        inner = scope
+        if isinstance(node, Definition):
+            inner = _Scope(scope.qualified(node.name), local=scope.local or not isinstance(node, ast.ClassDef))
         for block in ("body", "orelse", "finalbody", "handlers", "cases"):
             children = getattr(node, block, None)
             if isinstance(children, list):
@@ -145,27 +158,38 @@ def dotted_name(node: ast.expr) -> str | None:
             return None
 
 
-def _symbols(path: str, scope: str, node: ast.stmt, imports: dict[str, str]) -> Iterator[Symbol]:
+def _symbols(path: str, scope: _Scope, *, node: ast.stmt, imports: dict[str, str]) -> Iterator[Symbol]:
     if isinstance(node, Definition):
-        yield _definition(path, scope, node, imports)
-    elif not scope and isinstance(node, ast.Assign):
-        for name in sorted({name for target in node.targets for name in _target_names(target)}):
+        yield _definition(path, scope.qualified(node.name), node=node, imports=imports)
+    elif scope.name:
+        return
+    elif isinstance(node, ast.Assign):
+        for name in sorted({target.id for target in _targets(node)}):
             yield _assignment(path, node, name=name, text=f"{name} = {_value(node.value)}")
-    elif not scope and isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+    elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
         value = f" = {_value(node.value)}" if node.value else ""
         text = f"{node.target.id}: {ast.unparse(node.annotation)}{value}"
         yield _assignment(path, node, name=node.target.id, text=text)
-    elif not scope and type(node).__name__ == "TypeAlias":  # `type X = ...`, known to Python 3.12 and later
+    elif type(node).__name__ == "TypeAlias":  # `type X = ...`, known to Python 3.12 and later
         text = ast.unparse(node)
         yield _assignment(path, node, name=text.split()[1].partition("[")[0], text=text)
 
 
-def _target_names(target: ast.expr) -> Iterator[str]:
-    if isinstance(target, ast.Name):
-        yield target.id
-    elif isinstance(target, ast.Tuple | ast.List):
-        for element in target.elts:
-            yield from _target_names(element)
+def _targets(node: ast.stmt) -> Iterator[ast.Name]:
+    """The plain names an assignment binds, also those inside `a, (b, *c) = ...`."""
+    pending: list[ast.expr] = []
+    if isinstance(node, ast.Assign):
+        pending = list(node.targets)
+    elif isinstance(node, ast.AnnAssign):
+        pending = [node.target]
+    while pending:
+        target = pending.pop()
+        if isinstance(target, ast.Name):
+            yield target
+        elif isinstance(target, ast.Tuple | ast.List):
+            pending += target.elts
+        elif isinstance(target, ast.Starred):
+            pending.append(target.value)
 
 
 def _value(node: ast.expr) -> str:
@@ -182,8 +206,7 @@ def _assignment(path: str, node: ast.stmt, *, name: str, text: str) -> Symbol:
     return Symbol(path, node.lineno, node.end_lineno or node.lineno, "assignment", name, _one_line(text))
 
 
-def _definition(path: str, scope: str, node: Definition, imports: dict[str, str]) -> Symbol:
-    name = f"{scope}.{node.name}".lstrip(".")
+def _definition(path: str, name: str, *, node: Definition, imports: dict[str, str]) -> Symbol:
     kind, signature = _signature(node)
     bases: tuple[str, ...] = ()
     if isinstance(node, ast.ClassDef):
@@ -221,9 +244,9 @@ def _one_line(text: str) -> str:
 
 
 def read_references(tree: ast.Module) -> dict[str, tuple[int, ...]]:
-    """Every name used in a file, with the lines of its uses. Definitions and module-level targets are no uses."""
+    """Every name used in a file, with the lines of its uses; definitions, also of variables, are no uses."""
     lines: dict[str, set[int]] = {}
-    own = {id(target) for node in tree.body for target in _assigned(node)}
+    own = {id(target) for scope, node in _statements(tree) if not scope.local for target in _targets(node)}
     for node in ast.walk(tree):
         if isinstance(node, ast.Name):
             if id(node) not in own:
@@ -234,12 +257,6 @@ def read_references(tree: ast.Module) -> dict[str, tuple[int, ...]]:
             for name, line in _imported(node):
                 lines.setdefault(name, set()).add(line)
     return {name: tuple(sorted(found)) for name, found in lines.items()}
-
-
-def _assigned(node: ast.stmt) -> list[ast.expr]:
-    if isinstance(node, ast.Assign):
-        return node.targets
-    return [node.target] if isinstance(node, ast.AnnAssign) else []
 
 
 def _imported(node: ast.Import | ast.ImportFrom) -> Iterator[tuple[str, int]]:

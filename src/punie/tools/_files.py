@@ -19,6 +19,7 @@ class Answer:
     """What the model is told instead of a file's content: the world said no."""
 
     text: str
+    missing: bool = False
 
 
 def load(workspace: Workspace, path: str, *, limit: int = MAX_TEXT_BYTES) -> Content | Answer:
@@ -45,7 +46,7 @@ def missing(workspace: Workspace, path: str) -> Answer:
     plain = relative_path(workspace.root, path)
     near = nearest_paths(plain, (entry.path for entry in workspace.files()))
     hint = f" Nearest: {', '.join(map(printable, near))}" if near else ""
-    return Answer(f"No such file: {printable(plain)}.{hint}")
+    return Answer(f"No such file: {printable(plain)}.{hint}", missing=True)
 
 
 def _not_a_file(workspace: Workspace, path: str) -> str:

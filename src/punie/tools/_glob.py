@@ -37,8 +37,9 @@ def _alternatives(pattern: str) -> list[str]:
 
 def _compile_one(pattern: str) -> Callable[[str], bool]:
     if not any(character in pattern for character in "*?["):
-        prefix, suffix = f"{pattern}/", f"/{pattern}"
-        return lambda path: path == pattern or path.startswith(prefix) or ("/" not in pattern and path.endswith(suffix))
+        if "/" in pattern:
+            return lambda path: f"{path}/".startswith(f"{pattern}/")
+        return lambda path: f"/{pattern}/" in f"/{path}/"
     if "/" not in pattern and pattern != "**":
         name = _segment(pattern)
         return lambda path: name(path.rpartition("/")[2])

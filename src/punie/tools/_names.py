@@ -3,6 +3,8 @@
 import re
 from collections.abc import Iterable
 
+from pydantic_ai import ModelRetry
+
 from punie.tools._facts import Facts, Symbol, module_of
 from punie.tools._index import Snapshot
 from punie.tools._output import nearest
@@ -13,8 +15,10 @@ _KEYWORD = re.compile(r"^(?:async\s+def|def|class)\s+")
 def clean_name(name: str) -> str:
     """`class Foo[T](Bar):` and `` `pkg.Foo()` `` as `Foo` and `pkg.Foo`."""
     plain = _KEYWORD.sub("", name.strip().strip("`'\"@ "))
-    plain = re.split(r"[\[(:\s]", plain, maxsplit=1)[0]
-    return plain.replace("::", ".").strip(".")
+    plain = re.split(r"[\[(:\s]", plain.replace("::", "."), maxsplit=1)[0].strip(".")
+    if not plain:
+        raise ModelRetry("name is empty. Give the name of a class, function or variable.")
+    return plain
 
 
 def definitions(snapshot: Snapshot, name: str) -> list[Symbol]:

@@ -36,7 +36,10 @@ def _escape(match: re.Match[str]) -> str:
 
 def printable(text: str) -> str:
     """`text` without lone surrogates, which stand for bytes of file names that are not UTF-8."""
-    return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    if text.isascii():
+        return text
+    as_bytes = "".join(f"\\x{ord(c) - 0xDC00:02x}" if "\udc80" <= c <= "\udcff" else c for c in text)
+    return as_bytes.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def listing(header: str, items: Sequence[str], *, narrow: str, notes: Iterable[str] = ()) -> str:

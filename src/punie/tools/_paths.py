@@ -36,8 +36,8 @@ class Located:
 
 def relative_path(root: Path, path: str) -> str:
     """`path` as the model wrote it, made relative to the root without looking at the disk."""
-    if "\0" in path:
-        raise OutsideWorkspaceError("a path cannot hold a null byte")
+    if not _is_possible(path):
+        raise OutsideWorkspaceError(path)
     plain = path.strip().strip("`'\"")
     if not plain.startswith("/"):
         return plain
@@ -47,6 +47,13 @@ def relative_path(root: Path, path: str) -> str:
     if not plain.startswith(prefix):
         raise OutsideWorkspaceError(path)
     return plain[len(prefix) :]
+
+
+def _is_possible(path: str) -> bool:
+    try:
+        return b"\0" not in os.fsencode(path)
+    except UnicodeEncodeError:
+        return False
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-# From the bytes of a file to the numbers of its matching lines.
+# From the bytes of a file, with plain newlines, to the numbers of its matching lines.
 Matcher = Callable[[bytes], list[int]]
 WORKER = Path(__file__).with_name("_search_worker.py")
 
@@ -17,10 +17,14 @@ class OutOfTimeError(Exception):
     """The search took longer than its limit."""
 
 
+class InvalidRegexError(ValueError):
+    """The pattern is not a regular expression."""
+
+
 @contextmanager
 def literal_matcher(text: str) -> Iterator[Matcher]:
     """Lines that hold `text`."""
-    wanted = text.encode("utf-8", "surrogateescape")
+    wanted = text.encode("utf-8", "surrogatepass")
 
     def matches(data: bytes) -> list[int]:
         if wanted not in data:
@@ -34,26 +38,20 @@ def literal_matcher(text: str) -> Iterator[Matcher]:
 def regex_matcher(pattern: str, *, time_limit_s: float) -> Iterator[Matcher]:
     """Lines the expression is found in. A matcher raises OutOfTimeError when all its files together take too long."""
     command = [sys.executable, "-I", "-S", str(WORKER)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as worker:  # noqa: S603 - our own
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL) as worker:
         watchdog = threading.Timer(time_limit_s, worker.kill)
         watchdog.start()
         try:
-            _send(worker, pattern.encode("utf-8", "surrogateescape"))
-            yield lambda data: _ask(worker, data)
+            if _ask(worker, pattern.encode("utf-8", "surrogatepass")) == b"bad\n":
+                raise InvalidRegexError(pattern)
+            yield lambda data: [int(number) for number in _ask(worker, data).split()]
         finally:
             watchdog.cancel()
             worker.kill()
 
 
-def _ask(worker: subprocess.Popen[bytes], data: bytes) -> list[int]:
-    _send(worker, data)
-    answer = _open(worker.stdout).readline()
-    if not answer.endswith(b"\n"):
-        raise OutOfTimeError
-    return [int(number) for number in answer.split()]
-
-
-def _send(worker: subprocess.Popen[bytes], data: bytes) -> None:
+def _ask(worker: subprocess.Popen[bytes], data: bytes) -> bytes:
     stream = _open(worker.stdin)
     try:
         stream.write(b"%d\n" % len(data))
@@ -61,6 +59,10 @@ def _send(worker: subprocess.Popen[bytes], data: bytes) -> None:
         stream.flush()
     except BrokenPipeError:
         raise OutOfTimeError from None
+    answer = _open(worker.stdout).readline()
+    if not answer.endswith(b"\n"):
+        raise OutOfTimeError
+    return answer
 
 
 def _open(stream: IO[bytes] | None) -> IO[bytes]:

@@ -2,7 +2,7 @@
 
 Started as a script with the interpreter's isolated mode, so it imports only the standard library. Reads frames from
 standard input, a length in decimal on a line and then that many bytes: first the pattern, then one text per frame.
-Answers each text with a line of matching line numbers.
+Answers the pattern with `ok`, or `bad` and the end, and each text with a line of matching line numbers.
 """
 
 import re
@@ -11,16 +11,24 @@ import sys
 
 def main() -> None:
     """Answer until the input ends."""
-    pattern = re.compile(_frame() or b"")
-    while (data := _frame()) is not None:
-        matching = [str(number) for number, line in enumerate(data.split(b"\n"), 1) if pattern.search(line)]
-        sys.stdout.write(" ".join(matching) + "\n")
-        sys.stdout.flush()
+    try:
+        pattern = re.compile(_frame() or "")
+    except (re.error, OverflowError, RecursionError):
+        _answer("bad")
+        return
+    _answer("ok")
+    while (text := _frame()) is not None:
+        _answer(" ".join(str(number) for number, line in enumerate(text.split("\n"), 1) if pattern.search(line)))
 
 
-def _frame() -> bytes | None:
+def _answer(line: str) -> None:
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
+
+
+def _frame() -> str | None:
     head = sys.stdin.buffer.readline()
-    return sys.stdin.buffer.read(int(head)) if head else None
+    return sys.stdin.buffer.read(int(head)).decode("utf-8", "replace") if head else None
 
 
 if __name__ == "__main__":

@@ -28,14 +28,21 @@ class _Stop(Exception):  # noqa: N818 - a request, not an error
 
 def main() -> int:
     """Run the command; its exit status, or 128 plus the signal that ended it."""
-    _prepare()
+    _control(PR_SET_CHILD_SUBREAPER, 1)
+    _control(PR_SET_PDEATHSIG, signal.SIGTERM)
     signal.signal(signal.SIGTERM, _raise_stop)
     shell = "/bin/bash" if Path("/bin/bash").exists() else "/bin/sh"
     options = ["--noprofile", "--norc"] if shell.endswith("bash") else []
     arguments = [shell, *options, "-c", sys.argv[1]]
     group: int | None = None
     try:
-        child = subprocess.Popen(arguments, stdin=subprocess.DEVNULL, start_new_session=True)  # noqa: S603 - approved
+        child = subprocess.Popen(
+            arguments,
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
+            # A command that kills its supervisor dies with it. There are no threads here that a fork could disturb.
+            preexec_fn=lambda: _control(PR_SET_PDEATHSIG, signal.SIGKILL),
+        )
         group = child.pid
         status = child.wait()
     except _Stop:
@@ -49,12 +56,9 @@ def _raise_stop(_signal: int, _frame: FrameType | None) -> None:
     raise _Stop
 
 
-def _prepare() -> None:
-    if sys.platform != "linux":
-        return
-    libc = ctypes.CDLL(None)
-    libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-    libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+def _control(option: int, value: int) -> None:
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(option, value, 0, 0, 0)
 
 
 def _end_all(group: int | None) -> None:

@@ -1,15 +1,18 @@
 """The files of a workspace, in order, without what git ignores and what tools generate."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import closing
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 from pathspec import GitIgnoreSpec
 
-from punie.tools._paths import read_beneath
+from punie.tools._paths import DIRECTORY, Located, read_beneath, read_located
 
 MAX_FILES = 50_000
+MAX_DEPTH = 60
 MAX_IGNORE_FILE = 256 * 1024
 SKIPPED_DIRECTORIES = frozenset({
     ".bzr", ".eggs", ".git", ".hg", ".hypothesis", ".import_linter_cache", ".ipynb_checkpoints", ".mypy_cache", ".nox",
@@ -17,7 +20,6 @@ SKIPPED_DIRECTORIES = frozenset({
 })  # fmt: skip
 # A directory holding one of these is a virtual environment or a cache, whatever its name.
 DIRECTORY_MARKERS = frozenset({"pyvenv.cfg", "CACHEDIR.TAG"})
-
 # From the root down: the directory a .gitignore lies in, as a prefix, and its patterns.
 Rules = tuple[tuple[str, GitIgnoreSpec], ...]
 
@@ -27,37 +29,40 @@ class Entry:
     """One file: its path from the root, and the stamp that tells whether it changed."""
 
     path: str
+    inode: int
     mtime_ns: int
     size: int
 
 
 def walk_files(root: Path) -> Iterator[Entry]:
     """Regular files below the root, sorted by path, at most `MAX_FILES`. Links are left out: they show a file twice."""
-    entries = _walk(root, "", _first_rules(root))
-    for count, entry in enumerate(entries):
-        if count == MAX_FILES:
-            return
-        yield entry
+    directory = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    with closing(_walk(directory, "", _repository_rules(root))) as entries:
+        yield from islice(entries, MAX_FILES)
 
 
-def _first_rules(root: Path) -> Rules:
-    exclude = _read_rules(root, ".git/info/exclude")
-    return (("", exclude),) if exclude is not None else ()
-
-
-def _walk(root: Path, prefix: str, rules: Rules) -> Iterator[Entry]:
+def _repository_rules(root: Path) -> Rules:
     try:
-        with os.scandir(root / prefix) as scan:
-            found = sorted(scan, key=_sort_key)
+        content = read_beneath(root, ".git/info/exclude", limit=MAX_IGNORE_FILE)
     except OSError:
-        return  # gone meanwhile, or not readable: there is nothing to list
-    names = {entry.name for entry in found}
-    if prefix and names & DIRECTORY_MARKERS:
-        return
-    if ".gitignore" in names and (own := _read_rules(root, f"{prefix}.gitignore")) is not None:
-        rules = (*rules, (prefix, own))
-    for entry in found:
-        yield from _visit(root, prefix + entry.name, entry, rules)
+        return ()
+    return (("", _rules(content.data)),)
+
+
+def _walk(directory: int, prefix: str, rules: Rules) -> Generator[Entry, None, None]:
+    """The files below an open directory, which is closed at the end."""
+    try:
+        with os.scandir(directory) as scan:
+            found = sorted(scan, key=_sort_key)
+        names = {entry.name for entry in found}
+        if prefix and names & DIRECTORY_MARKERS:
+            return
+        if ".gitignore" in names:
+            rules = _with_own(directory, prefix, rules)
+        for entry in found:
+            yield from _visit(directory, prefix, entry=entry, rules=rules)
+    finally:
+        os.close(directory)
 
 
 def _sort_key(entry: os.DirEntry[str]) -> str:
@@ -65,16 +70,28 @@ def _sort_key(entry: os.DirEntry[str]) -> str:
     return f"{entry.name}/" if entry.is_dir(follow_symlinks=False) else entry.name
 
 
-def _visit(root: Path, path: str, entry: os.DirEntry[str], rules: Rules) -> Iterator[Entry]:
-    try:
-        if entry.is_dir(follow_symlinks=False):
-            if entry.name not in SKIPPED_DIRECTORIES and not _ignored(f"{path}/", rules):
-                yield from _walk(root, f"{path}/", rules)
-        elif entry.is_file(follow_symlinks=False) and not _ignored(path, rules):
+def _visit(directory: int, prefix: str, *, entry: os.DirEntry[str], rules: Rules) -> Iterator[Entry]:
+    path = prefix + entry.name
+    if entry.is_dir(follow_symlinks=False):
+        wanted = (
+            entry.name not in SKIPPED_DIRECTORIES and path.count("/") < MAX_DEPTH and not _ignored(f"{path}/", rules)
+        )
+        below = _open(directory, entry.name) if wanted else None
+        if below is not None:
+            yield from _walk(below, f"{path}/", rules)
+    elif entry.is_file(follow_symlinks=False) and not _ignored(path, rules):
+        try:
             status = entry.stat(follow_symlinks=False)
-            yield Entry(path, status.st_mtime_ns, status.st_size)
-    except FileNotFoundError:
-        return  # gone between the listing and the look
+        except FileNotFoundError:
+            return  # gone since the listing
+        yield Entry(path, status.st_ino, status.st_mtime_ns, status.st_size)
+
+
+def _open(directory: int, name: str) -> int | None:
+    try:
+        return os.open(name, DIRECTORY, dir_fd=directory)
+    except OSError:
+        return None  # gone since the listing, a link by now, or not readable
 
 
 def _ignored(path: str, rules: Rules) -> bool:
@@ -86,16 +103,16 @@ def _ignored(path: str, rules: Rules) -> bool:
     return False
 
 
-def _read_rules(root: Path, path: str) -> GitIgnoreSpec | None:
+def _with_own(directory: int, prefix: str, rules: Rules) -> Rules:
     try:
-        content = read_beneath(root, path, limit=MAX_IGNORE_FILE)
+        content = read_located(Located(directory, ".gitignore", f"{prefix}.gitignore"), limit=MAX_IGNORE_FILE)
     except OSError:
-        return None
-    lines = content.data.decode("utf-8", errors="replace").splitlines()
-    return _spec(lines)
+        return rules
+    return (*rules, (prefix, _rules(content.data)))
 
 
-def _spec(lines: list[str]) -> GitIgnoreSpec:
+def _rules(data: bytes) -> GitIgnoreSpec:
+    lines = data.decode("utf-8", errors="replace").splitlines()
     try:
         return GitIgnoreSpec.from_lines(lines)
     except ValueError:

@@ -19,7 +19,9 @@ def edit_file(ctx: RunContext[Workspace], path: str, old: str, new: str) -> str:
     change = plan_edit(ctx.deps, path, old=old, new=new)
     if isinstance(change, Answer):
         return change.text
-    apply(ctx.deps, change)
+    refusal = apply(ctx.deps, change)
+    if refusal is not None:
+        return refusal.text
     count, first = changed_lines(change)
     header = f"edited {printable(change.relative)}: {counted(count, 'line')} changed at line {first}"
     return listing(header, change.diff, narrow="read the rest with read_file")

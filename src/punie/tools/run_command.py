@@ -2,7 +2,7 @@
 
 from pydantic_ai import ModelRetry, RunContext
 
-from punie.tools._output import MAX_BYTES, MAX_ITEMS, clip, counted, fitting, strip_controls
+from punie.tools._output import MAX_BYTES, MAX_ITEMS, clip, counted, fitting, printable, strip_controls
 from punie.tools._process import Outcome, run
 from punie.tools._workspace import Workspace
 
@@ -19,8 +19,8 @@ async def run_command(ctx: RunContext[Workspace], command: str, timeout: float |
     """
     if not command.strip():
         raise ModelRetry("command is empty. Give a shell command.")
-    if "\0" in command:
-        raise ModelRetry("command holds a null byte. Leave it out.")
+    if "\0" in command or command != printable(command):
+        raise ModelRetry("command holds a null byte or half a character. Leave it out.")
     ceiling = ctx.deps.command_timeout_s
     limit = ceiling if timeout is None else min(max(timeout, MIN_TIMEOUT_S), ceiling)
     outcome = await run(command, cwd=ctx.deps.root, environment=ctx.deps.environment, timeout_s=limit)

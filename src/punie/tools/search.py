@@ -4,13 +4,13 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from pydantic_ai import RunContext
+from pydantic_ai import ModelRetry, RunContext
 
 from punie.tools._files import is_binary
 from punie.tools._glob import compile_glob
 from punie.tools._output import MAX_ITEMS, clip, counted, listing
 from punie.tools._paths import read_beneath
-from punie.tools._regex import Matcher, OutOfTimeError, literal_matcher, regex_matcher
+from punie.tools._regex import InvalidRegexError, Matcher, OutOfTimeError, literal_matcher, regex_matcher
 from punie.tools._workspace import Workspace
 
 MAX_FILE_BYTES = 2_000_000
@@ -24,6 +24,7 @@ class _Found:
 
     items: list[str] = field(default_factory=list)
     total: int = 0
+    looked_at: int = 0
     oversized: int = 0
     stopped: bool = False
 
@@ -35,30 +36,36 @@ def search(ctx: RunContext[Workspace], pattern: str, glob: str | None = None) ->
         pattern: Text or Python regular expression, matched per line.
         glob: Only files matching this, such as *.py.
     """
-    literal, note = _reading(pattern)
-    found = _Found()
-    matcher = literal_matcher(pattern) if literal else regex_matcher(pattern, time_limit_s=TIME_LIMIT_S)
-    with matcher as matches:
-        try:
-            for path in _paths(ctx.deps, glob, found):
-                _look(ctx.deps, path, matches=matches, found=found)
-        except OutOfTimeError:
-            found.stopped = True
+    if not pattern:
+        raise ModelRetry("pattern is empty. Give the text to search for.")
+    found, note = _searched(ctx.deps, pattern, glob)
     header = f"{counted(found.total, 'match', plural='matches')} for {clip(pattern)}{note}"
-    left = found.total - len(found.items)
     # `listing` counts what it is given; empty strings stand for the matches that were only counted.
-    return listing(header, found.items + [""] * left, narrow="narrow with glob=", notes=_notes(found))
+    items = found.items + [""] * (found.total - len(found.items))
+    return listing(header, items, narrow="narrow with glob=", notes=_notes(found, glob))
 
 
-def _reading(pattern: str) -> tuple[bool, str]:
-    """Whether to take the pattern as plain text, and what the header says about it."""
-    if not _METACHARACTERS.search(pattern):
-        return True, ""
+def _searched(workspace: Workspace, pattern: str, glob: str | None) -> tuple[_Found, str]:
+    """What was found, and what the header says about how the pattern was taken."""
+    note = ""
+    if _METACHARACTERS.search(pattern):
+        try:
+            with regex_matcher(pattern, time_limit_s=TIME_LIMIT_S) as matches:
+                return _through(workspace, glob, matches), note
+        except InvalidRegexError:
+            note = " (taken literally: not a valid regular expression)"
+    with literal_matcher(pattern) as matches:
+        return _through(workspace, glob, matches), note
+
+
+def _through(workspace: Workspace, glob: str | None, matches: Matcher) -> _Found:
+    found = _Found()
     try:
-        re.compile(pattern.encode("utf-8", "surrogateescape"))
-    except (re.error, OverflowError, RecursionError):
-        return True, " (taken literally: not a valid regular expression)"
-    return False, ""
+        for path in _paths(workspace, glob, found):
+            _look(workspace, path, matches=matches, found=found)
+    except OutOfTimeError:
+        found.stopped = True
+    return found
 
 
 def _paths(workspace: Workspace, glob: str | None, found: _Found) -> Iterator[str]:
@@ -66,6 +73,7 @@ def _paths(workspace: Workspace, glob: str | None, found: _Found) -> Iterator[st
     for entry in workspace.files():
         if not wanted(entry.path):
             continue
+        found.looked_at += 1
         if entry.size > MAX_FILE_BYTES:
             found.oversized += 1
         elif entry.size:
@@ -79,16 +87,20 @@ def _look(workspace: Workspace, path: str, *, matches: Matcher, found: _Found) -
         return  # gone or unreadable since the listing
     if is_binary(data):
         return
+    data = data.replace(b"\r\n", b"\n")
     numbers = matches(data)
     found.total += len(numbers)
-    lines = data.split(b"\n") if numbers and len(found.items) < MAX_ITEMS else []
-    for number in numbers[: MAX_ITEMS - len(found.items)] if lines else ():
+    shown = numbers[: MAX_ITEMS - len(found.items)]
+    lines = data.split(b"\n") if shown else []
+    for number in shown:
         text = lines[number - 1].decode("utf-8", errors="replace").strip()
         found.items.append(f"{clip(path, limit=400)}:{number} {clip(text)}")
 
 
-def _notes(found: _Found) -> list[str]:
+def _notes(found: _Found, glob: str | None) -> list[str]:
     notes = []
+    if glob and not found.looked_at:
+        notes.append(f"(no file matches {clip(glob)})")
     if found.stopped:
         notes.append(f"(stopped after {TIME_LIMIT_S:.0f} s: use a simpler pattern or glob=)")
     if found.oversized:

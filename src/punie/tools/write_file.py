@@ -18,5 +18,7 @@ def write_file(ctx: RunContext[Workspace], path: str, content: str) -> str:
     change = plan_write(ctx.deps, path, content)
     if isinstance(change, Answer):
         return change.text
-    apply(ctx.deps, change)
+    refusal = apply(ctx.deps, change)
+    if refusal is not None:
+        return refusal.text
     return f"wrote {printable(change.relative)} ({counted(len(lines_of(content)), 'line')})"
