@@ -73,6 +73,7 @@ def test_repeated_text_is_cut_after_its_first_copy(text: str, kept: str):
         "x",
         "|---|---|---|\n" * 30,
         "=" * 500,
+        "0" * 200,
         "    }\n" * 10,
         "\n".join(f"src/a.py:{n} return None" for n in range(200)),
         "the same line again\n" * 3,

@@ -206,6 +206,20 @@ async def test_repeated_text_stops_the_model_and_is_cut(project: Project):
     assert last.text == end.answer
 
 
+async def test_a_reply_that_repeats_itself_is_cut_without_a_stream_too(project: Project):
+    agent = create_agent(AgentConfig(), model=Canned(ModelResponse(parts=[TextPart("Yes, it is so. " * 50)])))
+    result = await agent.run("q", deps=Workspace(project.root))
+    assert result.output == "Yes, it is so.\n\n[cut: the model repeated itself]"
+
+
+async def test_a_local_engine_that_stopped_its_own_repetition(project: Project):
+    details = {"stop": "repetition"}
+    response = ModelResponse(parts=[TextPart("So it goes.")], provider_details=details, finish_reason="length")
+    events, end = await project.turn(model=Canned(response))
+    assert (end.stop_reason, end.exit_code, end.turns) == ("loop", 4, 1)
+    assert end.answer == "So it goes.\n\n[cut: the model repeated itself]" == text_shown(events)
+
+
 async def test_the_turn_limit_keeps_what_there_is(project: Project):
     config = AgentConfig(limits=Limits(max_turns=2))
     calls = [("list_files", {"glob": f"*{number}"}) for number in range(5)]

@@ -48,7 +48,7 @@ from punie.errors import Interrupted, LimitReached, ModelError, PermissionNeeded
 from punie.tools import Workspace
 
 _OUTCOMES: Mapping[str, ToolOutcome] = {"success": "ok", "denied": "denied"}
-CUT = "\n\n[cut: the model repeated itself]"
+REPEATED = RepeatedText("The model repeated the same text.", "Ask again in other words, or use a larger model.")
 
 
 @dataclass
@@ -91,6 +91,9 @@ class Turn:
     _called: dict[str, ToolCalled] = field(default_factory=dict)
     _returned: dict[str, ToolReturned] = field(default_factory=dict)
     _requests: int = 0
+    _in_reply: bool = False
+    _text_index: int | None = None
+    """Place of the text part that is being written among the parts of its reply."""
     _output: str | None = None
 
     def follow(self, run: AgentRunEvents[str]) -> None:
@@ -101,11 +104,14 @@ class Turn:
         """What there is to tell about one event."""
         yield from self._usage_if_new()
         match event:
-            case PartStartEvent(index=0):
+            case PartStartEvent(index=0) if not self._in_reply:
+                self._in_reply = True
                 yield from self._new_reply()
+            case PartStartEvent(index=index) if index == self._text_index:
+                yield from self._withdraw()  # a model may put a part in place of what it has streamed
         match event:
-            case PartStartEvent(part=TextPart(content=content)):
-                self._gate = TextGate(self.names)
+            case PartStartEvent(index=index, part=TextPart(content=content)):
+                self._gate, self._text_index = TextGate(self.names), index
                 yield from self._show(self._gate.feed(content))
             case PartDeltaEvent(delta=TextPartDelta(content_delta=delta)) if self._gate:
                 yield from self._show(self._gate.feed(delta))
@@ -123,6 +129,10 @@ class Turn:
         feedback = self._feedback()
         if feedback:
             yield Notice(f"asked again: {feedback}")
+        yield from self._withdraw()
+
+    def _withdraw(self) -> Iterator[Event]:
+        self._gate = self._text_index = None
         if self._text:
             self._text = ""
             yield TextReplaced("")
@@ -139,7 +149,7 @@ class Turn:
         self._text += delta
         yield Text(delta)
         if limits.repetition_at_end(self._text) is not None and self._run:
-            self.stopped_by = RepeatedText("The model repeated the same text.", "Ask again in other words.")
+            self.stopped_by = REPEATED
             self._run.cancel()
 
     def _call(self, call: ToolCallPart) -> ToolCalled:
@@ -164,13 +174,13 @@ class Turn:
         yield from self._usage_if_new()
         error = error or self._error_of_output()
         answer = self._output if self._output is not None else self._partial(error)
-        if answer.strip() != self._text.strip() and (self._output is not None or isinstance(error, RepeatedText)):
+        if answer.strip() != self._text.strip() and (self._output is not None or self.stopped_by):
             yield TextReplaced(answer)
         if "(unverified)" in answer:
             yield Notice("Places marked (unverified) were not shown by any tool.")
         yield from self._close_calls(error)
         messages = _closed(self._messages(), self._returned)
-        if isinstance(error, RepeatedText) and answer:
+        if self.stopped_by and self._output is None and answer:
             messages = _answered(messages, answer)
         yield TurnEnded(
             stop_reason=failures.stop_reason(error) if error else "done",
@@ -199,7 +209,11 @@ class Turn:
         if not (self._output or "").strip():
             return ModelError("The model gave an empty answer.", "Ask again in other words, or use another model.")
         last = self._messages()[-1]
-        if isinstance(last, ModelResponse) and last.finish_reason == "length":
+        if not isinstance(last, ModelResponse):
+            return None
+        if (last.provider_details or {}).get("stop") == "repetition":
+            return REPEATED
+        if last.finish_reason == "length":
             return LimitReached("The answer was cut off at max_tokens.", "Raise max_tokens, or ask for less at once.")
         return None
 
@@ -207,8 +221,7 @@ class Turn:
         text = self._text.strip() or self._earlier_text.strip()
         if not isinstance(error, RepeatedText):
             return text
-        cut = limits.cut_repetition(text)
-        return text if cut is None else cut + CUT
+        return (limits.cut_repetition(text) or text) + limits.CUT
 
     def _messages(self) -> list[ModelMessage]:
         try:
@@ -230,6 +243,7 @@ class Turn:
         requests = self._run_usage().requests
         if requests > self._requests:
             self._requests = requests
+            self._in_reply, self._text_index = False, None
             yield self._usage()
 
     def _timing(self, messages: Sequence[ModelMessage]) -> Timing:

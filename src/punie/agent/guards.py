@@ -25,9 +25,9 @@ from pydantic_ai.tools import ToolDefinition
 
 from punie import tools
 from punie.agent import calls, citations
-from punie.agent.limits import NOTE_AT, REFUSED, LoopWatch, cut_repetition, note
+from punie.agent.limits import CUT, NOTE_AT, REFUSED, LoopWatch, cut_repetition, note
 from punie.config import Limits
-from punie.errors import LimitReached, LoopDetected, PunieError, RepeatedText, ToolCrashed
+from punie.errors import LimitReached, LoopDetected, PunieError, ToolCrashed
 from punie.tools import Workspace
 
 Context = RunContext[Workspace]
@@ -65,21 +65,26 @@ class ReplyGuard(AbstractCapability[Workspace]):
         return self._checked(ctx, response, text)
 
     def _checked(self, ctx: Context, response: ModelResponse, text: str) -> ModelResponse:
-        if cut_repetition(text) is not None:
-            raise RepeatedText("The model repeated the same text.", "Ask again in other words, or use a larger model.")
+        details = response.provider_details or {}
+        cut = cut_repetition(text)
+        repeats = cut is not None or details.get("stop") == "repetition"  # local engines notice it themselves
+        if repeats:
+            text = (cut or text) + CUT
+            response = replace(response, provider_details={**details, "stop": "repetition"})
         known = citations.shown(_shown_texts(ctx.messages))
         mended = citations.mend_case(text, known)
         invented = citations.unverified(mended, known)
-        if invented and self.asks_again and not self._asked:
+        if invented and self.asks_again and not self._asked and not repeats:
             self._asked = True
             raise ModelRetry(_ask_again(invented))
         final = citations.mark(mended, known) if invented else mended
-        return response if final == text else _with_text_as(response, [_rewritten(response, final)])
+        return response if final == calls.text_of(response) else _with_text_as(response, [_rewritten(response, final, forget=repeats)])
 
 
-def _rewritten(response: ModelResponse, text: str) -> TextPart:
+def _rewritten(response: ModelResponse, text: str, *, forget: bool) -> TextPart:
+    """The text part with other words; `forget` drops what the model really wrote, which it else sees again."""
     first = next(part for part in response.parts if isinstance(part, TextPart))
-    return replace(first, content=text)
+    return replace(first, content=text, provider_details=None if forget else first.provider_details)
 
 
 def _with_text_as(response: ModelResponse, parts: Sequence[TextPart | ToolCallPart]) -> ModelResponse:

@@ -13,9 +13,10 @@ REFUSALS = 3
 
 REFUSED = "Refused: this call has given the same result each time. Use what it gave, try something else, or answer."
 
-LINE_COPIES = 4
-CHUNK_COPIES = 6
+COPIES = 4
+CUT = "\n\n[cut: the model repeated itself]"
 _LONGEST_CHUNK = 240
+_LONG = 20
 _SHORTEST_LINE = 12
 _DURATION = re.compile(r"\bin \d+(?:\.\d+)? s\b")
 
@@ -70,15 +71,22 @@ def _digest(text: str) -> str:
 
 def repetition_at_end(text: str) -> int | None:
     """Where to cut a text whose end repeats itself, keeping the first copy; None when it does not."""
-    for size in range(1, min(_LONGEST_CHUNK, len(text) // LINE_COPIES) + 1):
+    for size in range(1, min(_LONGEST_CHUNK, len(text) // COPIES) + 1):
         chunk = text[-size:]
         if not chunk.strip() or not any(character.isalnum() for character in chunk):
             continue
-        is_lines = "\n" in chunk and len(chunk.strip()) >= _SHORTEST_LINE
-        copies = LINE_COPIES if is_lines else max(CHUNK_COPIES, -(-_LONGEST_CHUNK // size))
-        if text.endswith(chunk * copies):
+        if text.endswith(chunk * _copies(chunk)):
             return _first_copy_end(text, size)
     return None
+
+
+def _copies(chunk: str) -> int:
+    """How many copies are too many: few of a line or a long piece, more of a short one or a row of characters."""
+    enough = _SHORTEST_LINE if "\n" in chunk else _LONG
+    is_one_piece = chunk not in (chunk + chunk)[1:-1]
+    if is_one_piece and len(chunk.strip()) >= enough:
+        return COPIES
+    return max(COPIES, -(-_LONGEST_CHUNK // len(chunk)))
 
 
 def _first_copy_end(text: str, size: int) -> int:
