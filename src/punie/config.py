@@ -16,6 +16,7 @@ from typing import Annotated, Literal
 
 from platformdirs.unix import Unix
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource
 
 from punie.errors import ConfigError
 
@@ -73,8 +74,10 @@ class AgentConfig(BaseModel):
     limits: Limits = Limits()
 
 
-class Settings(AgentConfig):
+class Settings(AgentConfig, BaseSettings):
     """Everything a user can set. Keys for services are not here: they come from the environment or the keyring."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     aliases: Mapping[str, NonEmpty] = Field(default_factory=dict)
     """Short names for model specs: `fast = "openai:qwen@http://127.0.0.1:8080/v1"`."""
@@ -85,6 +88,17 @@ class Settings(AgentConfig):
     """Directories whose `.punie/config.toml` is read. Trust does not reach into directories below."""
     cache_dir: Path | None = None
     save_sessions: bool = True
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        *_others: PydanticBaseSettingsSource,
+        **_named: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Values given to the constructor, nothing else: `load_settings` brings the files and the environment."""
+        return (init_settings,)
 
     def agent_config(self) -> AgentConfig:
         """The part an agent is made of: model aliases resolved, disallowed tools taken out."""
@@ -278,13 +292,25 @@ def _did_you_mean(key: str) -> str:
 
 
 def _merge(layers: Sequence[_Layer]) -> tuple[Settings, Mapping[str, str]]:
-    values: dict[str, object] = {}
+    """Every layer is a settings source; pydantic-settings merges them, tables key by key."""
+    tables = [_nested({key: entry.value for key, entry in layer.items()}) for layer in layers]
+
+    class Layered(Settings):
+        @classmethod
+        def settings_customise_sources(
+            cls,
+            settings_cls: type[BaseSettings],
+            init_settings: PydanticBaseSettingsSource,
+            *_others: PydanticBaseSettingsSource,
+            **_named: PydanticBaseSettingsSource,
+        ) -> tuple[PydanticBaseSettingsSource, ...]:
+            return tuple(InitSettingsSource(settings_cls, init_kwargs=table) for table in reversed(tables))
+
     sources = dict.fromkeys(setting_keys(), "default")
     for layer in layers:
         for key, entry in layer.items():
-            values[key] = entry.value
             sources["aliases" if key.startswith("aliases.") else key] = entry.source
-    return Settings.model_validate(_nested(values)), MappingProxyType(sources)
+    return Layered(), MappingProxyType(sources)
 
 
 def _nested(flat: Mapping[str, object]) -> dict[str, object]:
