@@ -1,9 +1,10 @@
 from pathlib import Path
 
 import pytest
+
 from punie_training.oracle import Oracle
 
-SOURCE = '''\
+SOURCE = """\
 import typing as t
 from typing import Protocol as P, Generic
 from abc import ABC
@@ -32,14 +33,16 @@ class Reads(t.Protocol[int]): ...
 if LIMIT:
     @staticmethod
     def helper(a, /, b, *args): ...
-'''
+"""
 
 
 @pytest.fixture
 def oracle(tmp_path: Path) -> Oracle:
     (tmp_path / "pkg").mkdir()
     (tmp_path / "pkg" / "shapes.py").write_text(SOURCE)
-    (tmp_path / "use.py").write_text("from pkg.shapes import Square, LIMIT\nclass Cube(Square): ...\nCube().draw(LIMIT)\n")
+    (tmp_path / "use.py").write_text(
+        "from pkg.shapes import Square, LIMIT\nclass Cube(Square): ...\nCube().draw(LIMIT)\n"
+    )
     (tmp_path / "broken.py").write_text("def (:\n")
     return Oracle(tmp_path)
 

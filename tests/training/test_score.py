@@ -2,6 +2,7 @@ import hashlib
 from pathlib import Path
 
 import pytest
+
 from punie_training.score import first_number, mark, paths, places
 from punie_training.tasks import Expect
 
@@ -43,7 +44,12 @@ def test_a_right_list_without_what_must_be_said_is_wrong() -> None:
 
 @pytest.mark.parametrize(
     ("answer", "number"),
-    [("5 classes inherit from Base2.", 5), ("There are no TOML files.", 0), ("In h11 I counted 7.", 7), ("Many.", None)],
+    [
+        ("5 classes inherit from Base2.", 5),
+        ("There are no TOML files.", 0),
+        ("In h11 I counted 7.", 7),
+        ("Many.", None),
+    ],
 )
 def test_the_first_number_is_the_count(answer: str, number: int | None) -> None:
     assert first_number(answer) == number
@@ -57,7 +63,9 @@ def test_files_are_lines_of_the_result_or_words_of_the_prose() -> None:
 def test_read_lines_are_compared_with_their_numbers() -> None:
     expect = Expect("lines", ("3\tdef f():", "4\t", "5\t    return 1"))
     assert mark("Lines 3 to 5 of a.py:\n\n    3\tdef f():\n    4\n    5\t    return 1", expect).right
-    assert mark("Lines 3 to 5 of a.py:\n\n    3\tdef f():\n    4\n    5\t    return 2", expect).recall == pytest.approx(2 / 3)
+    assert mark("Lines 3 to 5 of a.py:\n\n    3\tdef f():\n    4\n    5\t    return 2", expect).recall == pytest.approx(
+        2 / 3
+    )
 
 
 def test_nothing_needs_a_no_and_not_one_place() -> None:

@@ -24,7 +24,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="punie train", description="Make the data, train, evaluate, report.")
-    parser.add_argument("--cache-dir", type=Path, default=default_cache_dir(), help="where corpora and weights are kept")
+    parser.add_argument(
+        "--cache-dir", type=Path, default=default_cache_dir(), help="where corpora and weights are kept"
+    )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _data_command(commands.add_parser("data", help="write the training rows and their data card"))
     _run_command(commands.add_parser("run", help="train a recipe"))
@@ -39,7 +41,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _data_command(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, default=HOME / "data")
-    parser.add_argument("--rows", type=int, default=2600, help="tool rows to aim for")
+    parser.add_argument("--rows", type=int, default=2800, help="tool rows to aim for")
     parser.add_argument("--seed", type=int, default=0)
     parser.set_defaults(command=_data)
 
@@ -52,6 +54,9 @@ def _run_command(parser: argparse.ArgumentParser) -> None:
 
 def _eval_command(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", default="local", help="a model spec, as for `punie --model`")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--adapter", type=Path, help="an adapter of the embedded model, in place of the shipped one")
+    which.add_argument("--bare", action="store_true", help="the embedded model without an adapter")
     parser.add_argument("--split", choices=("test", "dev"), default="test")
     parser.add_argument("--scale", type=float, default=1.0, help="shrink or grow the tool questions")
     parser.add_argument("--concepts", type=int, default=70, help="general questions")
@@ -68,9 +73,7 @@ def _data(options: argparse.Namespace) -> int:
     from punie_training import generate  # pydantic_ai is slow to import
 
     started = time.perf_counter()
-    card = asyncio.run(
-        generate.build(options.out, cache_dir=options.cache_dir, wanted=options.rows, seed=options.seed)
-    )
+    card = asyncio.run(generate.build(options.out, cache_dir=options.cache_dir, wanted=options.rows, seed=options.seed))
     _say(json.dumps({k: v for k, v in card.items() if k != "templates"}, indent=2))
     _say(f"{options.out / 'train.jsonl'} in {time.perf_counter() - started:.0f} s")
     return 0
@@ -83,20 +86,19 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _eval(options: argparse.Namespace) -> int:
-    from punie_training import bench  # pydantic_ai is slow to import
+    from punie_training.examine import Plan, examine  # pydantic_ai is slow to import
 
-    page = asyncio.run(
-        bench.run(
-            options.model,
-            split=options.split,
-            scale=options.scale,
-            concepts=options.concepts,
-            out=options.out,
-            cache_dir=options.cache_dir,
-            say=_say,
-        )
+    plan = Plan(
+        model=options.model,
+        split=options.split,
+        out=options.out,
+        cache_dir=options.cache_dir,
+        adapter=options.adapter,
+        bare=options.bare,
+        scale=options.scale,
+        concepts=options.concepts,
     )
-    _say(page.read_text("utf-8"))
+    _say(asyncio.run(examine(plan, say=_say)).read_text("utf-8"))
     return 0
 
 
@@ -115,7 +117,6 @@ def _report(options: argparse.Namespace) -> int:
         raise UsageError(f"{page} is not there.", "Run `punie train eval --out DIRECTORY` first.")
     _say(page.read_text("utf-8"))
     return 0
-
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import tempfile
 import tomllib
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from email.parser import BytesParser
 from pathlib import Path, PurePosixPath
@@ -93,7 +94,7 @@ def _download(projects: Iterable[Project], wheel_dir: Path) -> None:
         # The code is read, never run: a release for a newer Python is as good as any.
         options = ["--no-deps", "--only-binary=:all:", "--ignore-requires-python", "--require-hashes", "--quiet"]
         command = [sys.executable, "-m", "pip", "download", *options, "-d", str(wheel_dir), "-r", str(requirements)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 - fixed arguments
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise PunieError(f"pip could not download the corpora: {done.stderr.strip().splitlines()[-1]}")
 
@@ -149,3 +150,12 @@ def _write_readme(wheel: zipfile.ZipFile, directory: Path) -> None:
         raw = metadata.get_payload(decode=True)
         text = raw.decode("utf-8", "replace") if isinstance(raw, bytes) else body
         (directory / f"README{suffix}").write_text(text, "utf-8")
+
+
+@contextmanager
+def scratch_copy(root: Path) -> Iterator[Path]:
+    """Give a copy of a project that may be changed."""
+    with tempfile.TemporaryDirectory() as directory:
+        target = Path(directory).resolve() / root.name
+        shutil.copytree(root, target)
+        yield target

@@ -1,6 +1,6 @@
 """Runs the suite on the real agent with a real model, case by case, and keeps every outcome in a JSONL file.
 
-A run that was interrupted goes on where it stopped: an outcome counts as long as suite, model and settings are the same.
+A run that was interrupted goes on where it stopped, as long as suite, model and settings are the same.
 """
 
 import json
@@ -9,15 +9,16 @@ from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from pydantic_ai.messages import ModelMessage
+from pydantic_ai.models import Model
+
 from punie.agent import TurnEnded, create_agent, run_turn
 from punie.agent.approval import approve_all
 from punie.config import AgentConfig
 from punie.tools import Workspace
 from punie.wire import conversation
-from pydantic_ai.messages import ModelMessage
-from pydantic_ai.models import Model
-
-from punie_training.generate import Studio, scratch_copy
+from punie_training.corpora import scratch_copy
+from punie_training.generate import Studio
 from punie_training.score import mark, paths, places
 from punie_training.suite import Case
 from punie_training.tasks import Step

@@ -11,7 +11,7 @@ Questions = Callable[[Subject], Iterator[Turn]]
 
 @dataclass(frozen=True)
 class Family:
-    """Some generators of questions and their share of the whole."""
+    """Some generators of questions, and their share: a weight beside the other families'."""
 
     name: str
     share: float
@@ -52,13 +52,22 @@ FAMILIES: tuple[Family, ...] = (
     Family("search", 0.08, (_F.search,)),
     Family("two_hop", 0.06, (_S.two_hop,)),
     Family("recovery", 0.03, (_F.recovery,)),
-    Family("empty", 0.065, (_S.no_subclasses, _S.no_definition, _S.no_references, _S.no_code, _F.no_file, _F.no_match, _F.no_import)),
+    Family(
+        "empty",
+        0.065,
+        (_S.no_subclasses, _S.no_definition, _S.no_references, _S.no_code, _F.no_file, _F.no_match, _F.no_import),
+    ),
     Family("command", 0.025, (_C.command, _C.known_command), changes=True),
     Family("edit", 0.035, (_C.edit,), changes=True),
     Family("write", 0.015, (_C.write,), changes=True),
     Family("twin", 0.04, (family_twins.twins,)),
     Family("followup", 0.095),
 )
+
+
+def quota(kind: Family, *, wanted: int) -> int:
+    """How many of so many rows a family makes up."""
+    return round(kind.share / sum(f.share for f in FAMILIES) * wanted)
 
 
 def family(name: str) -> Family:

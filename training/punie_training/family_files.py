@@ -34,7 +34,10 @@ KINDS = {
     "conftest.py": "conftest.py",
     "config": "*config*",
 }
-ABSENT_MODULES = "numpy pandas django sqlalchemy redis boto3 yaml toml tkinter sqlite3 smtplib curses telnetlib".split()
+ABSENT_MODULES = (
+    *("numpy", "pandas", "django", "sqlalchemy", "redis", "boto3", "yaml"),
+    *("toml", "tkinter", "sqlite3", "smtplib", "curses", "telnetlib"),
+)
 NOTES = ("TODO", "FIXME", "XXX", "NOTE", "HACK", "BUG")
 
 
@@ -170,7 +173,11 @@ def _kinds(subject: Subject) -> Iterator[Turn]:
     for kind, glob in KINDS.items():
         total = len(_files(subject, glob))
         if total <= MOST_ITEMS and (total or subject.rng.random() < 0.25):
-            head = several(total, f"{kind} file", f"{kind} files")
+            head = (
+                _found(total)
+                if kind.endswith(".py") and kind != ".py"
+                else several(total, f"{kind} file", f"{kind} files")
+            )
             wording = subject.voice.put("list_kind", k=kind)
             yield _listed(subject, wording, glob, head=head, none=f"There are no {kind} files.")
 
@@ -181,7 +188,9 @@ def _directories(subject: Subject) -> Iterator[Turn]:
         python = subject.rng.random() < 0.5
         glob = f"{folder}/**/*.py" if python else folder
         total = len(_files(subject, glob))
-        wording = subject.voice.put("list_dir_python" if python else "list_dir", d=folder + subject.rng.choice(("", "/")))
+        wording = subject.voice.put(
+            "list_dir_python" if python else "list_dir", d=folder + subject.rng.choice(("", "/"))
+        )
         word = "Python file" if python else "file"
         if 0 < total <= MOST_ITEMS:
             yield _listed(subject, wording, glob, head=f"{several(total, word, word + 's')} in {folder}", none="")
@@ -210,7 +219,9 @@ def _everything(subject: Subject) -> Iterator[Turn]:
         for _ in range(3):
             template, question = subject.voice.put("list_all")
             expect = Expect("paths", subject.oracle.files)
-            yield Turn(template, question, (Step("list_files", {}),), with_result(several(total, "file", "files")), expect)
+            yield Turn(
+                template, question, (Step("list_files", {}),), with_result(several(total, "file", "files")), expect
+            )
 
 
 def count_files(subject: Subject) -> Iterator[Turn]:

@@ -37,6 +37,8 @@ def _lists(subject: Subject) -> Iterator[Turn]:
 
 def _count(subject: Subject) -> Iterator[Pair]:
     for turn in _lists(subject):
+        if not turn.answer[0].isdigit():
+            continue  # the answer does not begin with the total
         template, question = subject.voice.put("follow_count")
         total = len(turn.expect.values)
         answer = turn.answer.split(":\n")[0] + "."
@@ -71,8 +73,6 @@ def _other(subject: Subject) -> Iterator[Pair]:
         if first and second:
             template, question = subject.voice.put("follow_other", n=subject.voice.name(second.subject))
             yield first, _reworded(second, template=template, question=question)
-
-
 
 
 def _definitions(subject: Subject, kinds: frozenset[str]) -> Iterator[Turn]:

@@ -161,7 +161,9 @@ def is_async(subject: Subject) -> Iterator[Turn]:
 def decorators(subject: Subject) -> Iterator[Turn]:
     """What a function or class is decorated with; one in four has none."""
     found = [d for d in (*_functions(subject), *_classes(subject)) if _is_short(d)]
-    with_some = [d for d in found if d.decorators and all(len(x.split("(")[0]) <= LONGEST_DEFAULT for x in d.decorators)]
+    with_some = [
+        d for d in found if d.decorators and all(len(x.split("(")[0]) <= LONGEST_DEFAULT for x in d.decorators)
+    ]
     without = [d for d in found if not d.decorators][: len(with_some) // 3]
     for chosen in subject.shuffled(with_some + without):
         marks = tuple(f"@{d.split('(')[0]}" + "(...)" * ("(" in d) for d in chosen.decorators)
@@ -176,7 +178,9 @@ def bases(subject: Subject) -> Iterator[Turn]:
     without = [d for d in _classes(subject) if not _written_bases(subject, d)][: len(with_some) // 5]
     for found in subject.shuffled(with_some + without):
         written = _written_bases(subject, found)
-        head = f"{_asked(found)} inherits from {', '.join(written)}" if written else f"{_asked(found)} has no base class"
+        head = (
+            f"{_asked(found)} inherits from {', '.join(written)}" if written else f"{_asked(found)} has no base class"
+        )
         yield _fact(subject, "bases", found, head=head, says=written or ("no base class",))
 
 
@@ -309,9 +313,11 @@ def no_subclasses(subject: Subject) -> Iterator[Turn]:
     """Classes that nothing inherits from, and names that do not exist."""
     oracle = subject.oracle
     leaves = [d.name for d in oracle.definitions if d.kind == "class" and not oracle.subclasses(d.name)]
-    for name in _mixed(subject, leaves, [n for n in subject.strangers if n[0].isupper()]):
+    for name in _mixed(subject, leaves, [n for n in subject.strangers if n[0].isupper() and not n.isupper()]):
         if not oracle.subclasses(name):
-            yield _nothing(subject, "subclasses", name, tool="find_subclasses", answer=f"No class inherits from {name}.")
+            yield _nothing(
+                subject, "subclasses", name, tool="find_subclasses", answer=f"No class inherits from {name}."
+            )
 
 
 def no_definition(subject: Subject) -> Iterator[Turn]:

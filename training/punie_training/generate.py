@@ -5,14 +5,26 @@ What is kept has the form of a real run by construction, and an answer that the 
 
 import json
 import random
-import shutil
-import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
+
+from pydantic_ai import Agent
+from pydantic_ai.exceptions import AgentRunError
+from pydantic_ai.messages import (
+    ModelMessage,
+    ModelRequest,
+    ModelRequestPart,
+    ModelResponse,
+    SystemPromptPart,
+    TextPart,
+    ToolCallPart,
+    ToolReturnPart,
+    UserPromptPart,
+)
+from pydantic_ai.models.function import AgentInfo, FunctionModel
 
 from punie.agent import create_agent
 from punie.agent.approval import approve_all
@@ -20,13 +32,9 @@ from punie.config import AgentConfig
 from punie.errors import PunieError
 from punie.tools import Workspace
 from punie.wire import Message, View, conversation, expand
-from pydantic_ai import Agent
-from pydantic_ai.exceptions import AgentRunError
-from pydantic_ai.messages import ModelMessage, ModelRequest, ModelResponse, TextPart, ToolCallPart
-from pydantic_ai.models.function import AgentInfo, FunctionModel
-
 from punie_training import corpora
-from punie_training.families import FAMILIES, Family, family
+from punie_training.corpora import scratch_copy
+from punie_training.families import FAMILIES, Family, quota
 from punie_training.oracle import Oracle
 from punie_training.score import mark
 from punie_training.sources import direct
@@ -37,11 +45,14 @@ MOST_OF_ONE_PROJECT = 0.08
 LONGEST_ROW = 5_000
 """Characters of a row as a small model sees it; some 1,500 tokens."""
 STRANGERS = (
-    "UserRepository PaymentGateway OrderService DatabaseManager CacheBackend EmailSender TokenValidator ReportBuilder "
-    "send_email parse_invoice load_settings build_report connect_db get_user_by_id retry_request MAX_RETRIES API_KEY "
-    "DEFAULT_LOCALE QueryPlanner ImageResizer resize_image WebhookHandler ShoppingCart calculate_tax PluginLoader "
-    "FeatureFlag BillingAccount compress_file JobScheduler AuditLog TenantMixin sync_calendar render_chart"
-).split()
+    *("UserRepository", "PaymentGateway", "OrderService", "DatabaseManager", "CacheBackend"),
+    *("EmailSender", "TokenValidator", "ReportBuilder", "send_email", "parse_invoice"),
+    *("load_settings", "build_report", "connect_db", "get_user_by_id", "retry_request"),
+    *("MAX_RETRIES", "API_KEY", "DEFAULT_LOCALE", "QueryPlanner", "ImageResizer"),
+    *("resize_image", "WebhookHandler", "ShoppingCart", "calculate_tax", "PluginLoader"),
+    *("FeatureFlag", "BillingAccount", "compress_file", "JobScheduler", "AuditLog"),
+    *("TenantMixin", "sync_calendar", "render_chart"),
+)
 
 
 @dataclass(frozen=True)
@@ -131,15 +142,6 @@ class Studio:
             return await _act(task, Workspace(root))
 
 
-@contextmanager
-def scratch_copy(root: Path) -> Iterator[Path]:
-    """Give a copy of a project that may be changed."""
-    with tempfile.TemporaryDirectory() as directory:
-        target = Path(directory).resolve() / root.name
-        shutil.copytree(root, target)
-        yield target
-
-
 async def _act(task: Task, workspace: Workspace) -> Row | Rejected:
     agent = create_agent(AgentConfig(), model=Script(task.turns).model, approve=approve_all)
     history: list[ModelMessage] = []
@@ -166,7 +168,7 @@ async def _ask(
 
 def _fault(turn: Turn, history: Sequence[ModelMessage], *, root: Path) -> str:
     """Say why the run is no good example; "" if it is one."""
-    if any(part.part_kind == "retry-prompt" for m in history if isinstance(m, ModelRequest) for part in m.parts):
+    if any(_is_refusal(part) for m in history if isinstance(m, ModelRequest) for part in m.parts):
         return "a tool refused the call"
     messages = conversation(history)
     final = messages[-1]
@@ -176,6 +178,12 @@ def _fault(turn: Turn, history: Sequence[ModelMessage], *, root: Path) -> str:
     if marked.right:
         return ""
     return f"answer differs: precision {marked.precision:.1f} recall {marked.recall:.1f}"
+
+
+def _is_refusal(part: ModelRequestPart) -> bool:
+    if isinstance(part, ToolReturnPart):
+        return part.outcome != "success"
+    return not isinstance(part, UserPromptPart | SystemPromptPart)
 
 
 def _size(messages: Sequence[Message]) -> int:
@@ -250,7 +258,7 @@ async def harvest(opened: Sequence[Studio], *, wanted: int, seed: int = 0) -> Ha
     asked = subjects(opened, split="train", seed=seed)
     for kind in FAMILIES:
         streams = [(studio, kind.tasks(subject)) for studio, subject in zip(opened, asked, strict=True)]
-        await _gather(crop, kind, streams, quota=round(kind.share * wanted))
+        await _gather(crop, kind, streams, quota=quota(kind, wanted=wanted))
     return crop
 
 
@@ -316,7 +324,7 @@ def card(rows: Sequence[Row], rejected: Sequence[Rejected]) -> Mapping[str, obje
     }
 
 
-async def build(out: Path, *, cache_dir: Path, wanted: int = 2400, seed: int = 0) -> Mapping[str, object]:
+async def build(out: Path, *, cache_dir: Path, wanted: int = 2800, seed: int = 0) -> Mapping[str, object]:
     """Write `train.jsonl` and its data card into a directory; returns the card."""
     crop = await harvest(studios("train", cache_dir=cache_dir), wanted=wanted, seed=seed)
     plain = list(direct_rows("train"))
@@ -328,4 +336,4 @@ async def build(out: Path, *, cache_dir: Path, wanted: int = 2400, seed: int = 0
     return counted
 
 
-__all__ = ["Row", "Script", "Studio", "build", "family", "harvest", "studios", "write_rows"]
+__all__ = ["Row", "Script", "Studio", "build", "harvest", "studios", "write_rows"]

@@ -1,4 +1,4 @@
-"""The truth about one project: a plain `ast` pass that shares no code with `punie.tools`, so that it can catch its bugs.
+"""The truth about one project: a plain `ast` pass that shares no code with `punie.tools`, to catch its bugs.
 
 Names are matched as people mean them: `Protocol` also stands for `typing.Protocol` and for `import ... as P`.
 """
@@ -171,9 +171,7 @@ def _in_scope(
             yield from _assigned(path, node)
         else:
             for block in _blocks(node):
-                yield from _in_scope(
-                    path, block, aliases=aliases, outer=outer, in_class=in_class, nested=nested
-                )
+                yield from _in_scope(path, block, aliases=aliases, outer=outer, in_class=in_class, nested=nested)
 
 
 def _blocks(node: ast.stmt) -> Iterator[list[ast.stmt]]:

@@ -169,7 +169,11 @@ def markdown(
         lines.append(f"- canary: {'passed' if canary else 'FAILED, the adapter may not be loaded'}")
     lines += ["", "| figure | value |", "|---|---|"]
     lines += [f"| {name.replace('_', ' ')} | {_shown(value)} |" for name, value in vars(whole).items()]
-    lines += ["", "| cut | n | first call right | answer right | F1 | used a tool | seconds |", "|---|---|---|---|---|---|---|"]
+    lines += [
+        "",
+        "| cut | n | first call right | answer right | F1 | used a tool | seconds |",
+        "|---|---|---|---|---|---|---|",
+    ]
     lines += [_row(name, group) for name, group in groups(outcomes).items()]
     return "\n".join([*lines, *_standard_section(standard), *_misses(outcomes), ""])
 
@@ -183,7 +187,8 @@ def _row(name: str, group: Sequence[Outcome]) -> str:
     if name == "concept":
         return f"| {name} | {len(group)} | | | | {used.value:.1%} | {cut.total_s_mean:.2f} |"
     first, right = cut.first_call_right.value, cut.answer_right.value
-    return f"| {name} | {len(group)} | {first:.1%} | {right:.1%} | {cut.f1:.3f} | {used.value:.1%} | {cut.total_s_mean:.2f} |"
+    figures = f"{first:.1%} | {right:.1%} | {cut.f1:.3f} | {used.value:.1%} | {cut.total_s_mean:.2f}"
+    return f"| {name} | {len(group)} | {figures} |"
 
 
 def _standard_section(standard: Sequence[Outcome]) -> list[str]:

@@ -1,4 +1,4 @@
-"""The evaluation's questions: about projects and in wordings that training never shows, and the same in seen wordings."""
+"""The evaluation's questions: about projects that training never shows, half of them in wordings it never shows."""
 
 import hashlib
 import json
@@ -30,7 +30,11 @@ CASES = {
     "twin": 10,
     "followup": 16,
 }
-STANDARD = ("Find all classes that inherit from Protocol", "What is dependency injection?", "Show me examples of using Inject")
+STANDARD = (
+    "Find all classes that inherit from Protocol",
+    "What is dependency injection?",
+    "Show me examples of using Inject",
+)
 SUITE_SEED = 77
 
 

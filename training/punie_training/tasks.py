@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Literal, TypeVar
 
 from punie.wire import RESULT
-
 from punie_training.oracle import Oracle
 from punie_training.sources.direct import Topic
 
@@ -104,7 +103,7 @@ class Voice:
 
     def name(self, name: str) -> str:
         """Return the name as a person writes it; a plain English word needs its backticks."""
-        return f"`{name}`" if name.isalpha() and name.islower() or self.rng.random() < 0.25 else name
+        return f"`{name}`" if (name.isalpha() and name.islower()) or self.rng.random() < 0.25 else name
 
     def _next(self, template: str, count: int) -> int:
         """Deal the wordings like cards, so that each is used equally often."""

@@ -1,0 +1,72 @@
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from punie_training.families import FAMILIES, quota
+from punie_training.oracle import Oracle
+from punie_training.sources import direct
+from punie_training.tasks import RESULT, Subject, Turn, Voice, wordings
+
+FEWEST_WORDINGS = 6
+
+
+@pytest.fixture
+def subject(project: Path) -> Subject:
+    twins = [topic for topic in direct.load("train") if topic.twin]
+    return Subject("shop", Oracle(project), Voice(random.Random(1)), ("UserStore", "send_letter", "MAX_RETRY"), twins)
+
+
+def _turns(subject: Subject, name: str) -> Iterator[Turn]:
+    chosen = next(f for f in FAMILIES if f.name == name)
+    return (turn for task in chosen.tasks(subject) for turn in task.turns)
+
+
+def test_the_quotas_are_the_whole() -> None:
+    assert sum(quota(f, wanted=1000) for f in FAMILIES) == pytest.approx(1000, abs=len(FAMILIES) / 2)
+
+
+@pytest.mark.parametrize("template", sorted(wordings()))
+def test_no_wording_is_both_seen_and_held_out(template: str) -> None:
+    seen, held_out = wordings()[template]["train"], wordings()[template]["held_out"]
+    assert len(held_out) >= 2
+    assert len(set(seen)) >= (FEWEST_WORDINGS if template not in {"definition_class", "definition_function"} else 5)
+    assert not {s.lower() for s in seen} & {h.lower() for h in held_out}
+
+
+def test_every_family_asks_something_about_a_small_project(subject: Subject) -> None:
+    for family in FAMILIES:
+        assert next(family.tasks(subject), None) is not None, family.name
+
+
+def test_a_subclass_question_carries_the_name_to_the_tool_and_the_count_to_the_answer(subject: Subject) -> None:
+    turn = next(t for t in _turns(subject, "subclasses") if t.subject == "Protocol")
+    assert "Protocol" in turn.question
+    assert [(s.tool, dict(s.arguments)) for s in turn.steps] == [("find_subclasses", {"name": "Protocol"})]
+    assert turn.answer == f"2 classes inherit from Protocol:\n{RESULT}"
+    assert len(turn.expect.values) == 2
+
+
+def test_code_is_read_by_the_lines_that_the_definition_names(subject: Subject) -> None:
+    turn = next(t for t in _turns(subject, "two_hop") if t.subject == "Basket.add")
+    found = subject.oracle.by_name["Basket.add"][0]
+    assert dict(turn.steps[1].arguments) == {"path": found.path, "start": found.line, "end": found.end}
+
+
+def test_names_in_empty_questions_do_not_exist(subject: Subject) -> None:
+    for turn in _turns(subject, "empty"):
+        assert turn.expect.kind == "nothing"
+        assert RESULT not in turn.answer
+
+
+def test_held_out_wordings_are_put_only_when_asked_for(project: Path) -> None:
+    voice = Voice(random.Random(1), held_out=True)
+    subject = Subject("shop", Oracle(project), voice, ("UserStore",))
+    assert all("/held" in t.template for t in _turns(subject, "definition"))
+
+
+def test_an_english_word_as_a_name_gets_backticks() -> None:
+    voice = Voice(random.Random(1))
+    assert {voice.name("run") for _ in range(20)} == {"`run`"}
+    assert "Flask" in {voice.name("Flask") for _ in range(20)}

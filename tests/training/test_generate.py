@@ -1,0 +1,96 @@
+import json
+import random
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from punie_training import generate
+from punie_training.families import FAMILIES, family
+from punie_training.generate import Harvest, Rejected, Row, Studio
+from punie_training.tasks import RESULT, Expect, Subject, Task, Voice
+
+
+@pytest.fixture
+def studio(project: Path) -> Studio:
+    return Studio("shop", project)
+
+
+def _subject(studio: Studio) -> Subject:
+    return Subject("shop", studio.oracle, Voice(random.Random(2)), ("UserStore", "send_letter", "MAX_RETRY"))
+
+
+def _task(studio: Studio, name: str, subject_of: str) -> Task:
+    tasks = family(name).tasks(_subject(studio))
+    return next(t for t in tasks if t.turns[-1].subject == subject_of)
+
+
+@pytest.mark.parametrize("name", [f.name for f in FAMILIES if f.name != "twin"])
+async def test_the_first_task_of_each_family_gives_a_row(studio: Studio, name: str) -> None:
+    kind = family(name)
+    row = await studio.run(next(kind.tasks(_subject(studio))), changes=kind.changes)
+    assert isinstance(row, Row), row
+    assert row.messages[0].role == "user"
+    assert row.messages[-1].role == "assistant"
+    assert not row.messages[-1].calls
+
+
+async def test_a_row_holds_the_real_result_and_the_marker(studio: Studio) -> None:
+    row = await studio.run(_task(studio, "subclasses", "Protocol"), changes=False)
+    assert isinstance(row, Row)
+    assert [m.role for m in row.messages] == ["user", "assistant", "tool", "assistant"]
+    assert "src/shop/basket.py:11 class Priced(Protocol)" in row.messages[2].content
+    assert row.messages[3].content == f"2 classes inherit from Protocol:\n{RESULT}"
+
+
+async def test_an_answer_the_oracle_does_not_agree_with_is_rejected(studio: Studio) -> None:
+    task = _task(studio, "subclasses", "Protocol")
+    wrong = replace(task.turns[0], expect=Expect("places", ("src/shop/basket.py:11",)))
+    outcome = await studio.run(replace(task, turns=(wrong,)), changes=False)
+    assert isinstance(outcome, Rejected)
+    assert outcome.reason == "answer differs: precision 0.5 recall 1.0"
+
+
+async def test_a_call_the_tool_refuses_is_rejected(studio: Studio) -> None:
+    task = _task(studio, "two_hop", "Basket.add")
+    turn = task.turns[0]
+    backwards = replace(turn.steps[1], arguments={**turn.steps[1].arguments, "start": 20, "end": 2})
+    outcome = await studio.run(replace(task, turns=(replace(turn, steps=(backwards, turn.steps[1])),)), changes=False)
+    assert isinstance(outcome, Rejected)
+    assert outcome.reason == "a tool refused the call"
+
+
+async def test_changes_are_made_to_a_copy(studio: Studio, project: Path) -> None:
+    before = {p: p.read_bytes() for p in project.rglob("*") if p.is_file()}
+    for name in ("edit", "write", "command"):
+        assert isinstance(await studio.run(next(family(name).tasks(_subject(studio))), changes=True), Row)
+    assert {p: p.read_bytes() for p in project.rglob("*") if p.is_file()} == before
+
+
+async def test_a_line_of_the_file_is_one_row_with_arguments_as_an_object(studio: Studio, tmp_path: Path) -> None:
+    row = await studio.run(_task(studio, "subclasses", "Protocol"), changes=False)
+    assert isinstance(row, Row)
+    assert generate.write_rows([row], tmp_path / "rows.jsonl") == 1
+    record = json.loads((tmp_path / "rows.jsonl").read_text())
+    assert record["messages"][1]["calls"] == [{"name": "find_subclasses", "arguments": {"name": "Protocol"}}]
+    assert record["expect"]["kind"] == "places"
+
+
+async def test_the_harvest_keeps_its_caps_and_asks_nothing_twice(studio: Studio) -> None:
+    task = _task(studio, "subclasses", "Protocol")
+    crop = Harvest(wanted=1000)
+    assert crop.refuses(task) == ""
+    assert crop.add(await studio.run(task, changes=False))
+    assert crop.refuses(task) == "asked before"
+    crop.by_wording[task.template] = 40
+    crop.seen.clear()
+    assert crop.refuses(task) == "wording used up"
+    crop.by_wording.clear()
+    crop.by_project["shop"] = 80
+    assert crop.refuses(task) == "project used up"
+
+
+def test_direct_rows_call_no_tool() -> None:
+    rows = list(generate.direct_rows("dev"))
+    assert len(rows) > 20
+    assert all(len(r.messages) == 2 and not r.messages[1].calls for r in rows)

@@ -1,0 +1,131 @@
+"""One evaluation from start to end: build the suite, load one model, run every case, write the report."""
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from pydantic_ai.models import Model
+
+from punie import backends
+from punie.backends import _weights
+from punie.backends._local import Loaded, LocalModel
+from punie.backends.catalogue import EMBEDDED, entry
+from punie.backends.llamacpp import LlamaCpp
+from punie.config import AgentConfig
+from punie.wire import View, Wire
+from punie_training import evaluate, report, suite
+from punie_training.corpora import Split
+from punie_training.generate import Studio, studios
+from punie_training.tasks import Expect, Step, Task, Turn
+
+Say = Callable[[str], None]
+STANDARD_PROJECTS = ("dishka", "injector")
+"""Public projects that define protocols, and an `Inject` of their own."""
+MAX_TOKENS = 256
+CANARY = Turn(
+    "canary",
+    "Find all classes that inherit from Protocol",
+    (Step("find_subclasses", {"name": "Protocol"}),),
+    "",
+    Expect("words"),
+)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is evaluated, and where."""
+
+    model: str
+    split: Split
+    out: Path
+    cache_dir: Path
+    adapter: Path | None = None
+    """An adapter of the embedded model to use in place of the shipped one."""
+    bare: bool = False
+    """The embedded model without any adapter."""
+    scale: float = 1.0
+    concepts: int = 70
+
+
+async def examine(plan: Plan, *, say: Say) -> Path:
+    """Run the suite and return the path of the report for people."""
+    opened = studios(plan.split, cache_dir=plan.cache_dir)
+    cases = await suite.suite(plan.split, opened, scale=plan.scale, concepts=plan.concepts)
+    # Answers are short, their lines are put in by Punie: a model that writes on and on has missed already.
+    config = AgentConfig(max_tokens=MAX_TOKENS)
+    model = build(plan, config)
+    known = {**identity(plan, model, config), "suite": suite.fingerprint(cases)}
+    run = partial(
+        evaluate.evaluate,
+        model=model,
+        config=config,
+        opened=opened,
+        store=plan.out / "outcomes.jsonl",
+        key=hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:16],
+    )
+    outcomes = await run(cases, on_progress=partial(_progress, say))
+    standard = await run(standard_cases(opened))
+    canary = await run((suite.Case("canary", Task("canary", opened[0].project, (CANARY,))),))
+    passed = bool(canary[0].calls) and canary[0].first_call_right
+    return report.write(outcomes, plan.out, identity=known, standard=standard, canary=passed)
+
+
+def build(plan: Plan, config: AgentConfig) -> Model:
+    """The model of a plan; the embedded one also with another adapter, or with none."""
+    if plan.adapter is None and not plan.bare:
+        return backends.build(plan.model, config, cache_dir=plan.cache_dir)
+    title = f"{EMBEDDED}+{_weights.adapter_hash(plan.adapter)}" if plan.adapter else EMBEDDED
+    load = partial(_load, plan.cache_dir, plan.adapter)
+    return LocalModel(load, name=title, context_window=entry(EMBEDDED).context_window, compact=True)
+
+
+def _load(cache_dir: Path, adapter: Path | None) -> Loaded:
+    started = time.monotonic()
+    files = _weights.embedded_files(cache_dir, adapter=adapter)
+    wire = Wire.load(files.tokenizer, template=files.template, view=View())
+    engine = LlamaCpp(files.weights, context_window=files.context_window)
+    return Loaded(engine, wire, load_s=time.monotonic() - started)
+
+
+def identity(plan: Plan, model: Model, config: AgentConfig) -> Mapping[str, str]:
+    """What a figure depends on, each as a name or a hash."""
+    spec, _, name = plan.model.partition(":")
+    is_embedded = spec == "local" and name in {"", EMBEDDED}
+    adapter = plan.adapter or (None if plan.bare or not is_embedded else _weights.shipped_adapter())
+    template = (adapter and _weights.template_of(adapter)) or _weights.shipped_template()
+    file = entry(EMBEDDED).file if is_embedded else None
+    return {
+        "model": model.model_name,
+        "spec": plan.model,
+        "base": file.sha256[:16] if file else plan.model,
+        "adapter": _weights.adapter_hash(adapter) if adapter else "none",
+        "template": _digest(template),
+        "settings": _digest(config.model_dump_json()),
+        "split": plan.split,
+    }
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def standard_cases(opened: tuple[Studio, ...]) -> tuple[suite.Case, ...]:
+    """The three standard queries, verbatim, on two public projects."""
+    return tuple(
+        suite.Case(
+            f"standard-{studio.project}-{number}",
+            Task("standard", studio.project, (Turn(f"standard/{number}", question, (), "", Expect("words")),)),
+        )
+        for studio in opened
+        if studio.project in STANDARD_PROJECTS
+        for number, question in enumerate(suite.STANDARD)
+    )
+
+
+def _progress(say: Say, done: int, total: int, outcome: evaluate.Outcome) -> None:
+    if done % 10 == 0 or done == total:
+        say(f"{done}/{total} {outcome.family} {outcome.total_s:.1f} s")
