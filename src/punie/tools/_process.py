@@ -2,12 +2,13 @@
 
 import asyncio
 import contextlib
+import os
 import re
 import signal
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 HEAD_BYTES = 32 * 1024
@@ -41,56 +42,82 @@ def child_environment(source: Mapping[str, str]) -> dict[str, str]:
 
 
 async def run(command: str, *, cwd: Path, environment: Mapping[str, str], timeout_s: float) -> Outcome:
-    """Run a shell command. Whatever way this ends, also by cancellation, no process of the command is left."""
+    """Run a shell command. Whatever way this ends, also by cancellation, its processes are ended."""
     started = time.monotonic()
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        *("-I", "-S", str(SUPERVISOR), command),
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.STDOUT,
-        cwd=cwd,
-        env=child_environment(environment),
-        start_new_session=True,
-    )
-    kept = _Kept()
-    reading = asyncio.ensure_future(_read(process, kept))
+    output = await _Output.open()
+    try:
+        process = await _start(command, cwd=cwd, environment=environment, stdout=output.write_end)
+    except BaseException:
+        output.close()
+        raise
+    finally:
+        os.close(output.write_end)
     timed_out = False
     try:
         await asyncio.wait_for(process.wait(), timeout_s)
     except TimeoutError:
         timed_out = True
     finally:
-        await asyncio.shield(_finish(process, reading))
+        await asyncio.shield(_finish(process, output))
     seconds = time.monotonic() - started
-    return Outcome(process.returncode or 0, timed_out, seconds, bytes(kept.head), bytes(kept.tail), kept.dropped)
+    return Outcome(process.returncode or 0, timed_out, seconds, bytes(output.head), bytes(output.tail), output.dropped)
 
 
-@dataclass(slots=True)
-class _Kept:
-    """The first and the last bytes of a stream of any length."""
+async def _start(command: str, *, cwd: Path, environment: Mapping[str, str], stdout: int) -> asyncio.subprocess.Process:
+    return await asyncio.create_subprocess_exec(
+        sys.executable,
+        *("-I", "-S", str(SUPERVISOR), command),
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=stdout,
+        stderr=asyncio.subprocess.STDOUT,
+        cwd=cwd,
+        env=child_environment(environment),
+        start_new_session=True,
+    )
 
-    head: bytearray = field(default_factory=bytearray)
-    tail: bytearray = field(default_factory=bytearray)
-    dropped: int = 0
 
-    def add(self, chunk: bytes) -> None:
+class _Output(asyncio.Protocol):
+    """A pipe, of which the first and the last bytes are kept.
+
+    It is a pipe of our own because asyncio counts a process as running while anyone holds one of its pipes open.
+    """
+
+    def __init__(self, write_end: int) -> None:
+        self.write_end = write_end
+        self.head = bytearray()
+        self.tail = bytearray()
+        self.dropped = 0
+        self.ended = asyncio.Event()
+        self._transport: asyncio.BaseTransport | None = None
+
+    @classmethod
+    async def open(cls) -> "_Output":
+        read_end, write_end = os.pipe()
+        _, output = await asyncio.get_running_loop().connect_read_pipe(
+            lambda: cls(write_end), os.fdopen(read_end, "rb", buffering=0)
+        )
+        return output
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = transport
+
+    def data_received(self, data: bytes) -> None:
         room = HEAD_BYTES - len(self.head)
-        self.head += chunk[:room]
-        self.tail += chunk[room:]
+        self.head += data[:room]
+        self.tail += data[room:]
         over = max(len(self.tail) - TAIL_BYTES, 0)
         del self.tail[:over]
         self.dropped += over
 
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.ended.set()
 
-async def _read(process: asyncio.subprocess.Process, kept: _Kept) -> None:
-    if process.stdout is None:
-        return
-    while chunk := await process.stdout.read(1 << 16):
-        kept.add(chunk)
+    def close(self) -> None:
+        if self._transport is not None:
+            self._transport.close()
 
 
-async def _finish(process: asyncio.subprocess.Process, reading: asyncio.Future[None]) -> None:
+async def _finish(process: asyncio.subprocess.Process, output: _Output) -> None:
     """End what still runs, then wait for the rest of the output as long as that can make sense."""
     if process.returncode is None:
         _signal(process, signal.SIGTERM)
@@ -99,19 +126,11 @@ async def _finish(process: asyncio.subprocess.Process, reading: asyncio.Future[N
     if process.returncode is None:
         _signal(process, signal.SIGKILL)
         await process.wait()
-    await asyncio.wait([reading], timeout=DRAIN_S)
-    if not reading.done():
-        reading.cancel()
-        _close(process)
+    with contextlib.suppress(TimeoutError):
+        await asyncio.wait_for(output.ended.wait(), DRAIN_S)
+    output.close()
 
 
 def _signal(process: asyncio.subprocess.Process, number: signal.Signals) -> None:
     with contextlib.suppress(ProcessLookupError):
         process.send_signal(number)
-
-
-def _close(process: asyncio.subprocess.Process) -> None:
-    # asyncio has no public way to let go of a pipe that someone else holds open.
-    transport = getattr(process, "_transport", None)
-    if isinstance(transport, asyncio.SubprocessTransport):
-        transport.close()

@@ -33,14 +33,15 @@ def main() -> int:
     signal.signal(signal.SIGTERM, _raise_stop)
     shell = "/bin/bash" if Path("/bin/bash").exists() else "/bin/sh"
     options = ["--noprofile", "--norc"] if shell.endswith("bash") else []
-    arguments = [shell, *options, "-c", sys.argv[1]]
+    # The space keeps a command that starts with a dash from being taken for an option.
+    arguments = [shell, *options, "-c", f" {sys.argv[1]}"]
     group: int | None = None
     try:
         child = subprocess.Popen(
             arguments,
             stdin=subprocess.DEVNULL,
             start_new_session=True,
-            # A command that kills its supervisor dies with it. There are no threads here that a fork could disturb.
+            # A shell that kills its supervisor dies with it. There are no threads here that a fork could disturb.
             preexec_fn=lambda: _control(PR_SET_PDEATHSIG, signal.SIGKILL),
         )
         group = child.pid

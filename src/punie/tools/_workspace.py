@@ -23,12 +23,14 @@ class Workspace:
         root: str | os.PathLike[str],
         *,
         command_timeout_s: float = 120,
+        search_timeout_s: float = 10,
         environment: Mapping[str, str] | None = None,
     ) -> None:
         self.root = Path(root).resolve(strict=True)
         if not self.root.is_dir():
             raise NotADirectoryError(str(root))
         self.command_timeout_s = command_timeout_s
+        self.search_timeout_s = search_timeout_s
         self.environment: Mapping[str, str] = os.environ if environment is None else environment
         self.seen: dict[str, str] = {}
 

@@ -35,17 +35,18 @@ def _header(outcome: Outcome, *, limit: float) -> str:
 
 def _lines(outcome: Outcome) -> list[str]:
     """The start and the end of the output. The end matters most: errors and summaries stand there."""
-    if outcome.dropped:
-        lines = [*_split(outcome.head), *_split(outcome.tail)]
-    else:
-        lines = _split(outcome.head + outcome.tail)
+    lines, rest = _split(outcome.head), _split(outcome.tail)
+    if not outcome.dropped:
+        lines, rest = _split(outcome.head + outcome.tail), []
         if len(fitting(lines)) == len(lines):
             return lines
     first = _half(lines)
-    last = _half(lines[: len(first) - 1 : -1])[::-1]
-    left = counted(len(lines) - len(first) - len(last), "line")
-    what = f"{left} and {counted(outcome.dropped, 'byte')}" if outcome.dropped else left
-    return [*first, f"... {what} left out here; narrow with | grep, | head or | tail", *last]
+    rest = lines[len(first) :] + rest
+    last = _half(rest[::-1])[::-1]
+    left = len(rest) - len(last)
+    amounts = [counted(left, "line")] if left else []
+    amounts += [counted(outcome.dropped, "byte")] if outcome.dropped else []
+    return [*first, f"... {' and '.join(amounts)} left out here; narrow with | grep, | head or | tail", *last]
 
 
 def _split(data: bytes) -> list[str]:

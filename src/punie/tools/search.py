@@ -14,7 +14,6 @@ from punie.tools._regex import InvalidRegexError, Matcher, OutOfTimeError, liter
 from punie.tools._workspace import Workspace
 
 MAX_FILE_BYTES = 2_000_000
-TIME_LIMIT_S = 10.0
 _METACHARACTERS = re.compile(r"[\\^$.|?*+()\[\]{}]")
 
 
@@ -42,7 +41,7 @@ def search(ctx: RunContext[Workspace], pattern: str, glob: str | None = None) ->
     header = f"{counted(found.total, 'match', plural='matches')} for {clip(pattern)}{note}"
     # `listing` counts what it is given; empty strings stand for the matches that were only counted.
     items = found.items + [""] * (found.total - len(found.items))
-    return listing(header, items, narrow="narrow with glob=", notes=_notes(found, glob))
+    return listing(header, items, narrow="narrow with glob=", notes=_notes(ctx.deps, found, glob=glob))
 
 
 def _searched(workspace: Workspace, pattern: str, glob: str | None) -> tuple[_Found, str]:
@@ -50,7 +49,7 @@ def _searched(workspace: Workspace, pattern: str, glob: str | None) -> tuple[_Fo
     note = ""
     if _METACHARACTERS.search(pattern):
         try:
-            with regex_matcher(pattern, time_limit_s=TIME_LIMIT_S) as matches:
+            with regex_matcher(pattern, time_limit_s=workspace.search_timeout_s) as matches:
                 return _through(workspace, glob, matches), note
         except InvalidRegexError:
             note = " (taken literally: not a valid regular expression)"
@@ -97,12 +96,12 @@ def _look(workspace: Workspace, path: str, *, matches: Matcher, found: _Found) -
         found.items.append(f"{clip(path, limit=400)}:{number} {clip(text)}")
 
 
-def _notes(found: _Found, glob: str | None) -> list[str]:
+def _notes(workspace: Workspace, found: _Found, *, glob: str | None) -> list[str]:
     notes = []
     if glob and not found.looked_at:
         notes.append(f"(no file matches {clip(glob)})")
     if found.stopped:
-        notes.append(f"(stopped after {TIME_LIMIT_S:.0f} s: use a simpler pattern or glob=)")
+        notes.append(f"(stopped after {workspace.search_timeout_s:g} s: use a simpler pattern or glob=)")
     if found.oversized:
         notes.append(f"({counted(found.oversized, 'file')} skipped: over {MAX_FILE_BYTES // 1_000_000} MB)")
     return notes

@@ -1,0 +1,102 @@
+from pathlib import Path
+
+import pytest
+from pydantic_ai import Agent
+from pydantic_ai.models.test import TestModel
+from tests.tools.project import Project
+
+from punie import tools
+from punie.tools import READ_ONLY, TOOLS, Workspace, preview, toolset
+
+
+def test_a_workspace_needs_a_directory(tmp_path: Path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(NotADirectoryError):
+        Workspace(tmp_path / "file")
+    with pytest.raises(FileNotFoundError):
+        Workspace(tmp_path / "missing")
+
+
+def test_a_linked_root_is_resolved_once(project: Project):
+    project.write("a.txt", "x")
+    link = project.root.parent / "link"
+    link.symlink_to(project.root)
+    assert Workspace(link).root == project.root
+
+
+def test_every_tool_file_is_in_the_table():
+    files = {path.stem for path in Path(tools.__file__).parent.glob("[a-z]*.py")}
+    assert files == set(TOOLS)
+    assert set(TOOLS) >= READ_ONLY
+
+
+def test_what_the_model_sees_of_the_tools():
+    shown = {
+        name: (list(tool.tool_def.parameters_json_schema["properties"]), tool.tool_def.description)
+        for name, tool in toolset(TOOLS).tools.items()
+    }
+    assert shown == {
+        "read_file": (["path", "start", "end"], "Read a file, or some of its lines."),
+        "list_files": (["glob"], "List files, optionally those matching a glob."),
+        "search": (["pattern", "glob"], "Search file contents for text or a regex."),
+        "find_symbol": (["name"], "Find where a class, function or variable is defined."),
+        "find_subclasses": (["name"], "Find the classes that inherit from a class."),
+        "find_references": (["name"], "Find where a name is used or imported."),
+        "edit_file": (["path", "old", "new"], "Replace exact text in a file."),
+        "write_file": (["path", "content"], "Create a file or replace its content."),
+        "run_command": (["command", "timeout"], "Run a shell command in the workspace."),
+    }
+    assert all(len(str(description).split()) <= 9 for _, description in shown.values())
+
+
+def test_only_the_named_tools_in_their_order():
+    assert list(toolset(["search", "read_file"]).tools) == ["search", "read_file"]
+    with pytest.raises(KeyError):
+        toolset(["rm"])
+
+
+def test_tools_that_change_something_do_not_run_side_by_side():
+    sequential = {name for name, tool in toolset(TOOLS).tools.items() if tool.sequential}
+    assert sequential == set(TOOLS) - READ_ONLY
+
+
+async def test_an_agent_can_call_every_tool(project: Project):
+    project.write("a.py", "class A: ...\n")
+    agent = Agent(
+        TestModel(call_tools=sorted(READ_ONLY - {"read_file"})), deps_type=Workspace, toolsets=[toolset(TOOLS)]
+    )
+    result = await agent.run("go", deps=project.workspace)
+    assert "definitions of a" in result.output
+
+
+def test_previews(project: Project):
+    project.write("a.txt", "one\ntwo\n")
+    diff = "--- a/a.txt\n+++ b/a.txt\n@@ -1,2 +1,2 @@\n one\n-two\n+2"
+    assert preview(project.workspace, "edit_file", {"path": "a.txt", "old": "two", "new": "2"}) == diff
+    new = "--- /dev/null\n+++ b/new.txt\n@@ -0,0 +1 @@\n+x"
+    assert preview(project.workspace, "write_file", {"path": "new.txt", "content": "x"}) == new
+    assert preview(project.workspace, "run_command", {"command": "ls -l"}) == "ls -l"
+    assert preview(project.workspace, "read_file", {"path": "a.txt"}) is None
+    assert project.bytes_of("a.txt") == b"one\ntwo\n"
+    assert not (project.root / "new.txt").exists()
+
+
+def test_a_preview_says_why_there_will_be_no_change(project: Project):
+    project.write("a.txt", "one\n")
+    assert preview(project.workspace, "edit_file", {"path": "a.txt", "old": "two", "new": "2"}) == (
+        "No change: old is not in a.txt. Read the file and copy the text exactly."
+    )
+    assert preview(project.workspace, "edit_file", {"path": "b", "old": "x"}) == "No change: No such file: b."
+    assert str(preview(project.workspace, "write_file", {"path": "../b", "content": ""})).startswith(
+        "No change: ../b is"
+    )
+    assert str(preview(project.workspace, "edit_file", {"path": 3})).startswith("No change: ")
+
+
+def test_an_approved_edit_is_refused_if_the_file_changed_meanwhile(project: Project):
+    project.write("a.txt", "one\n")
+    preview(project.workspace, "edit_file", {"path": "a.txt", "old": "one", "new": "1"})
+    project.write("a.txt", "one\nunseen\n")
+    assert "changed since it was read" in project.refusal("edit_file", "a.txt", "one", "1")
+    preview(project.workspace, "write_file", {"path": "a.txt", "content": "x"})
+    assert "changed since it was read" in project.refusal("write_file", "a.txt", "x")
