@@ -65,20 +65,26 @@ class ReplyGuard(AbstractCapability[Workspace]):
         return self._checked(ctx, response, text)
 
     def _checked(self, ctx: Context, response: ModelResponse, text: str) -> ModelResponse:
-        details = response.provider_details or {}
-        cut = cut_repetition(text)
-        repeats = cut is not None or details.get("stop") == "repetition"  # local engines notice it themselves
-        if repeats:
-            text = (cut or text) + CUT
-            response = replace(response, provider_details={**details, "stop": "repetition"})
+        kept, repeats = _without_repetition(response, text)
         known = citations.shown(_shown_texts(ctx.messages))
-        mended = citations.mend_case(text, known)
+        mended = citations.mend_case(kept, known)
         invented = citations.unverified(mended, known)
         if invented and self.asks_again and not self._asked and not repeats:
             self._asked = True
             raise ModelRetry(_ask_again(invented))
-        final = citations.mark(mended, known) if invented else mended
-        return response if final == calls.text_of(response) else _with_text_as(response, [_rewritten(response, final, forget=repeats)])
+        final = citations.mark(mended, known)
+        if final == text:
+            return response
+        checked = _with_text_as(response, [_rewritten(response, final, forget=repeats)])
+        details = {**(response.provider_details or {}), "stop": "repetition"}
+        return replace(checked, provider_details=details) if repeats else checked
+
+
+def _without_repetition(response: ModelResponse, text: str) -> tuple[str, bool]:
+    """The text, cut where it repeats itself, and whether it does. Local engines notice it themselves."""
+    cut = cut_repetition(text)
+    repeats = cut is not None or (response.provider_details or {}).get("stop") == "repetition"
+    return ((cut or text) + CUT if repeats else text), repeats
 
 
 def _rewritten(response: ModelResponse, text: str, *, forget: bool) -> TextPart:
