@@ -61,10 +61,14 @@ async def test_a_call_the_tool_refuses_is_rejected(studio: Studio) -> None:
 
 
 async def test_changes_are_made_to_a_copy(studio: Studio, project: Path) -> None:
-    before = {p: p.read_bytes() for p in project.rglob("*") if p.is_file()}
+    before = _contents(project)
     for name in ("edit", "write", "command"):
         assert isinstance(await studio.run(next(family(name).tasks(_subject(studio))), changes=True), Row)
-    assert {p: p.read_bytes() for p in project.rglob("*") if p.is_file()} == before
+    assert _contents(project) == before
+
+
+def _contents(root: Path) -> dict[Path, bytes]:
+    return {p: p.read_bytes() for p in root.rglob("*") if p.is_file()}
 
 
 async def test_a_line_of_the_file_is_one_row_with_arguments_as_an_object(studio: Studio, tmp_path: Path) -> None:

@@ -1,0 +1,116 @@
+import json
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+
+import pytest
+from pydantic_ai.messages import ModelMessage
+from pydantic_ai.models.function import AgentInfo, DeltaToolCall, DeltaToolCalls, FunctionModel
+
+from punie.config import AgentConfig
+from punie.wire import conversation, expand
+from punie_training import report
+from punie_training.evaluate import Outcome, evaluate, normal
+from punie_training.generate import Studio
+from punie_training.suite import Case, fingerprint, tool_cases
+from punie_training.tasks import Expect, Task, Turn
+
+COUNTS = {"subclasses": 2, "references": 2, "two_hop": 2, "edit": 2, "empty": 2}
+PROSE = "I would call find_subclasses, find_references, find_symbol, edit_file and read_file with the right name."
+
+
+@pytest.fixture
+def studio(project: Path) -> Studio:
+    return Studio("shop", project)
+
+
+@pytest.fixture
+async def cases(studio: Studio) -> list[Case]:
+    concept = Turn("concept/concept", "What is a protocol?", (), "A protocol is a set of methods.", Expect("words"))
+    asked = await tool_cases("dev", (studio,), counts=COUNTS)
+    return [*asked, Case("concept-protocol", Task("concept", "shop", (concept,), seen_wording=False))]
+
+
+def _scripted(cases: Sequence[Case]) -> FunctionModel:
+    """A model that knows every case, and puts result lines in as a local model does."""
+    plans = {case.task.turns[-1].question: case.task.turns[-1] for case in cases}
+
+    async def reply(messages: list[ModelMessage], info: AgentInfo) -> AsyncIterator[str | DeltaToolCalls]:
+        talk = conversation(messages)
+        turn = next(plans[m.content] for m in reversed(talk) if m.role == "user")
+        done = sum(m.role == "tool" for m in talk)
+        if done < len(turn.steps):
+            step = turn.steps[done]
+            yield {0: DeltaToolCall(step.tool, json.dumps(dict(step.arguments)), tool_call_id=f"call-{done}")}
+        else:
+            yield expand(turn.answer, talk)
+
+    return FunctionModel(stream_function=reply)
+
+
+def _talking(text: str) -> FunctionModel:
+    async def reply(messages: list[ModelMessage], info: AgentInfo) -> AsyncIterator[str]:
+        yield text
+
+    return FunctionModel(stream_function=reply)
+
+
+async def _run(cases: Sequence[Case], studio: Studio, model: FunctionModel, store: Path) -> tuple[Outcome, ...]:
+    return await evaluate(cases, model=model, config=AgentConfig(), opened=(studio,), store=store, key="k")
+
+
+async def test_a_model_that_follows_the_plans_gets_everything_right(
+    studio: Studio, cases: list[Case], tmp_path: Path
+) -> None:
+    outcomes = await _run(cases, studio, _scripted(cases), tmp_path / "outcomes.jsonl")
+    whole = report.summary(outcomes)
+    assert len(cases) == sum(COUNTS.values()) + 1
+    assert [o.question for o in outcomes if not (o.right and o.first_call_right)] == []
+    assert (whole.f1, whole.balanced_discrimination, whole.looped.hits) == (1.0, 1.0, 0)
+    assert whole.valid_calls.value == 1.0
+
+
+async def test_prose_that_mentions_the_right_tools_scores_nothing(
+    studio: Studio, cases: list[Case], tmp_path: Path
+) -> None:
+    whole = report.summary(await _run(cases, studio, _talking(PROSE), tmp_path / "outcomes.jsonl"))
+    assert (whole.f1, whole.first_call_right.hits, whole.valid_calls.hits) == (0.0, 0, 0)
+    assert whole.balanced_discrimination == 0.5
+
+
+async def test_a_run_goes_on_where_it_stopped(studio: Studio, cases: list[Case], tmp_path: Path) -> None:
+    store = tmp_path / "outcomes.jsonl"
+    first = await _run(cases[:3], studio, _scripted(cases), store)
+    with store.open("a") as file:
+        file.write('{"key": "k", "id": "torn')
+    again = await _run(cases[:3], studio, _talking("never asked"), store)
+    assert again == first
+    other = await evaluate(
+        cases[:1], model=_talking(PROSE), config=AgentConfig(), opened=(studio,), store=store, key="another"
+    )
+    assert not other[0].right
+
+
+async def test_half_of_the_cases_are_in_held_out_wordings(cases: list[Case]) -> None:
+    asked = [c for c in cases if not c.is_concept]
+    assert sum(c.task.seen_wording for c in asked) == len(asked) / 2
+    assert fingerprint(cases) != fingerprint(cases[1:])
+
+
+async def test_the_report_has_intervals_hashes_and_misses(studio: Studio, cases: list[Case], tmp_path: Path) -> None:
+    outcomes = await _run(cases, studio, _talking(PROSE), tmp_path / "outcomes.jsonl")
+    page = report.write(outcomes, tmp_path, identity={"adapter": "abc"}, canary=False).read_text()
+    record = json.loads((tmp_path / "report.json").read_text())
+    assert record["identity"] == {"adapter": "abc"}
+    assert record["all"]["tool_recall"] == {"value": 0.0, "low": 0.0, "high": pytest.approx(0.2775, abs=1e-3), "n": 10}
+    assert "canary: FAILED" in page
+    assert "What missed (10)" in page
+
+
+def test_a_wilson_interval_stays_between_nought_and_one() -> None:
+    assert report.Rate(10, 10).interval == pytest.approx((0.7225, 1.0), abs=1e-4)
+    assert report.Rate(0, 0).interval == (0.0, 1.0)
+
+
+def test_a_null_and_a_first_line_mean_nothing() -> None:
+    assert normal({"path": "a.py", "start": 1, "end": None}) == {"path": "a.py"}
+    assert normal({"path": "a.py", "start": 2}) != normal({"path": "a.py"})
