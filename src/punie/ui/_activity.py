@@ -6,6 +6,7 @@ from punie.ui._clean import clean, one_line
 
 MAX_ARGUMENT = 60
 MAX_HEADER = 160
+_SHORTEST_CALL = 30
 
 
 def call_text(name: str, arguments: Mapping[str, object]) -> str:
@@ -35,9 +36,15 @@ def duration_text(seconds: float) -> str:
     return f"{seconds // 60:.0f} min {seconds % 60:.0f} s"
 
 
-def activity_line(call: str, output: str, *, outcome: str, seconds: float) -> str:
-    """`• find_symbol(name='Flask') → 1 definition of Flask (12 ms)`."""
-    return f"• {call} → {result_text(output, outcome=outcome)} ({duration_text(seconds)})"
+def activity_line(call: str, output: str, *, outcome: str, seconds: float, width: int | None = None) -> str:
+    """`• find_symbol(name='Flask') → 1 definition of Flask (12 ms)`.
+
+    Where only `width` characters fit, the call is cut before the result is.
+    """
+    rest = f" → {result_text(output, outcome=outcome)} ({duration_text(seconds)})"
+    room = None if width is None else max(width - len(rest) - 2, _SHORTEST_CALL)
+    shown = call if room is None or len(call) <= room else call[: room - 1] + "…"
+    return f"• {shown}{rest}"
 
 
 def first_lines(output: str, *, count: int, width: int) -> Iterator[str]:

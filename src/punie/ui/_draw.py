@@ -89,8 +89,11 @@ class TurnDrawing:
 
     def _result(self, event: events.ToolReturned) -> None:
         call = self._calls.pop(event.id, clean(event.name))
-        line = activity_line(call, event.output, outcome=event.outcome, seconds=event.duration_s)
-        self._console.print(Text(line, "cyan" if event.outcome == "ok" else "yellow"))
+        line = activity_line(
+            call, event.output, outcome=event.outcome, seconds=event.duration_s, width=self._console.width
+        )
+        style = "cyan" if event.outcome == "ok" else "yellow"
+        self._console.print(Text(line, style), no_wrap=True, overflow="ellipsis")
         for shown in first_lines(event.output, count=_RESULT_LINES, width=max(self._console.width - 4, 20)):
             self._console.print(Text("  " + shown, "dim"), no_wrap=True, crop=True)
         self._verbatim |= {line for line in clean(event.output).splitlines() if line.strip()}

@@ -63,7 +63,6 @@ class Loading:
         from punie.agent import loop  # noqa: F401 - imported here, while the user types, instead of at the first turn
         from punie.tools import Workspace
 
-        _warm(model)
         workspace = Workspace(self.setup.root, command_timeout_s=self.setup.config.limits.command_timeout_s)
         workspace.warm()
         return Loaded(model, workspace)
@@ -86,11 +85,3 @@ class Loading:
         self.status = progress_text(stage, done, total)
         if not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._on_status, self.status)
-
-
-def _warm(model: "Model") -> None:
-    """Let a local model load its weights now, not when it is first asked."""
-    from punie.backends._local import LocalModel
-
-    if isinstance(model, LocalModel):
-        model.warm()

@@ -75,6 +75,8 @@ def load_model(setup: Setup, on_progress: OnProgress) -> "Model":
 
 def assemble(setup: Setup, *, model: "Model", ask: "Approver") -> "Agent[Workspace, str]":
     """Make the agent: tools as the permission mode allows, `ask` where the mode leaves it to the user."""
+    import pydantic_ai
+
     from punie.agent.approval import approver_for
     from punie.agent.factory import create_agent
     from punie.tools import READ_ONLY
@@ -82,4 +84,5 @@ def assemble(setup: Setup, *, model: "Model", ask: "Approver") -> "Agent[Workspa
     tools = tuple(name for name in setup.config.tools if setup.mode != "plan" or name in READ_ONLY)
     config = setup.config.model_copy(update={"tools": tools})
     approve = approver_for(setup.mode, allowed=setup.settings.allowed_tools, ask=ask)
+    pydantic_ai.BANNER_ENABLED = False  # the terminal is Punie's to draw on
     return create_agent(config, model=model, approve=approve)

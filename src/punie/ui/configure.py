@@ -58,7 +58,7 @@ def _edit(file: Path, options: Options) -> int:
     if not file.exists():
         _write(file, _NEW_FILE)
     try:
-        code = subprocess.run([*shlex.split(editor), str(file)], check=False).returncode  # noqa: S603 - the user's editor
+        code = subprocess.run([*shlex.split(editor), str(file)], check=False).returncode
     except (OSError, ValueError) as error:
         raise UsageError(f"The editor '{editor}' cannot be started: {error}.", "Set EDITOR to another one.") from error
     load_settings(cwd=options.cwd, env=os.environ, flags={})

@@ -115,7 +115,7 @@ def _probe(code: str) -> tuple[int, str]:
     """Run Python code in another process; return its exit code and its last line."""
     command = [sys.executable, "-P", "-c", code]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_ENGINE_SECONDS, check=False)  # noqa: S603
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_ENGINE_SECONDS, check=False)
     except subprocess.TimeoutExpired:
         return 1, f"no answer within {_ENGINE_SECONDS} s"
     if done.returncode < 0:

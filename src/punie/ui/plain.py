@@ -94,13 +94,14 @@ def _piped(stdin: TextIO, *, waiting: bool) -> str:
 
 
 def _answer_with(setup: "Setup", prompt: str, *, options: Options, about: About) -> int:
-    from punie.agent.approval import refuse
-    from punie.tools import Workspace
     from punie.ui._progress import PreparationProgress
     from punie.ui._setup import assemble, load_model
 
     with PreparationProgress(sys.stderr) as on_progress:
         model = load_model(setup, on_progress)
+        from punie.agent.approval import refuse  # these imports take time that the model uses for loading
+        from punie.tools import Workspace
+
         agent = assemble(setup, model=model, ask=refuse)
         about = About(about.model, model.model_name, about.session_id, about.cwd)
         show = show_for(options.output_format, about=about, out=sys.stdout, err=sys.stderr, verbose=options.verbose)

@@ -73,12 +73,17 @@ class Chat:
         self._tokens = (0, 0)
         self._interrupted_at = -_SECONDS_TO_LEAVE
         self._stopping = False
+        self._restore_keys: Callable[[], None] = _nothing
         history = history_in(state_dir(os.environ)) if setup.settings.save_sessions else InMemoryHistory()
         completer = ChatCompleter(commands=COMMANDS, files=self._files, models=self._models)
         self._input = input_session(history=history, completer=completer, toolbar=self._toolbar)
 
     async def run(self, first: str | None) -> int:
         """Take prompts until the user leaves."""
+        with quiet_keys() as self._restore_keys:
+            return await self._converse(first)
+
+    async def _converse(self, first: str | None) -> int:
         self._greet()
         if first and first.strip():
             self._console.print(Text(f"> {clean(first)}", "bold"))
@@ -156,10 +161,10 @@ class Chat:
 
     async def _watched(self, work: Callable[[Screen], Awaitable[T]]) -> T | None:
         """Do something that Ctrl-C may stop; None when it was stopped, or failed in a way the user can act on."""
-        with quiet_keys() as restore_keys, Screen(self._console) as screen:
+        with Screen(self._console) as screen:
             task = asyncio.ensure_future(work(screen))
             loop = asyncio.get_running_loop()
-            loop.add_signal_handler(signal.SIGINT, lambda: self._stop(task, screen, restore_keys))
+            loop.add_signal_handler(signal.SIGINT, lambda: self._stop(task, screen))
             try:
                 return await task
             except asyncio.CancelledError:
@@ -172,10 +177,10 @@ class Chat:
                 self._stopping = False
         return None
 
-    def _stop(self, task: "asyncio.Future[T]", screen: Screen, restore_keys: Callable[[], None]) -> None:
+    def _stop(self, task: "asyncio.Future[T]", screen: Screen) -> None:
         if self._stopping:  # Asked twice: whatever holds the turn up is not worth waiting for.
             screen.pause()
-            restore_keys()
+            self._restore_keys()
             os._exit(130)
         self._stopping = True
         self._interrupted_at = time.monotonic()
@@ -275,11 +280,15 @@ class Chat:
         return one_line("~" + root.removeprefix(home) if root.startswith(home + "/") else root, width=60)
 
     def _toolbar(self) -> str:
-        parts = [one_line(self._setup.config.model, width=40), self._place()]
+        parts = [one_line(self._setup.config.model, width=40)]
         if self._setup.mode != "default":
             parts.append(self._setup.mode)
         if any(self._tokens):
             parts.append(f"{self._tokens[0]:,} tokens in, {self._tokens[1]:,} out")
         if self._loading is not None and self._loading.loaded is None:
             parts.append("failed to load" if self._loading.failed else self._loading.status)
-        return " · ".join(parts)
+        return " · ".join([*parts, self._place()])
+
+
+def _nothing() -> None:
+    """Nothing to restore yet."""
