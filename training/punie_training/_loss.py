@@ -1,8 +1,9 @@
 """The loss of a batch of rows that begin alike, computed with the common prefix only once.
 
-The rows of a tool-calling data set all start with the same instructions, often more than half of their tokens. Here the prefix
-runs through the network as one sequence beside the suffixes of the batch: the linear layers see all tokens in one product,
-and each suffix attends to the prefix's keys and values and causally to itself. Loss and gradients equal those of whole rows.
+The rows of a tool-calling data set all start with the same instructions, often more than half of their tokens. Here
+the prefix runs through the network as one sequence beside the suffixes of the batch: the linear layers see all tokens
+in one product, and each suffix attends to the prefix's keys and values and causally to itself. Loss and gradients
+equal those of whole rows.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The C library's memory, told to keep what is freed: a training step frees and takes gigabytes in arrays of megabytes."""
+"""The C library's memory, told to keep what is freed: a training step takes and frees gigabytes of arrays."""
 
 import ctypes
 import sys

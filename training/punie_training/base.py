@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from punie.backends import _gguf
+from punie.backends._files import sha256
 from punie.backends._mlx import ON_GPU, mx
 from punie.errors import ModelError, WeightsMissing
 
@@ -41,10 +42,8 @@ def _from_directory(path: Path) -> Any:
 
 
 def digest(path: Path) -> str:
-    """SHA-256 of the weights: of the file, or of every weight file of the directory in turn."""
-    files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
-    whole = hashlib.sha256()
-    for file in files:
-        with file.open("rb") as stream:
-            whole.update(hashlib.file_digest(stream, "sha256").digest())
-    return whole.hexdigest() if path.is_dir() else hashlib.file_digest(path.open("rb"), "sha256").hexdigest()
+    """SHA-256 of the weights: of the file, or over those of every weight file in the directory."""
+    if not path.is_dir():
+        return sha256(path)
+    each = [sha256(file) for file in sorted(path.glob("*.safetensors"))]
+    return hashlib.sha256("".join(each).encode()).hexdigest()

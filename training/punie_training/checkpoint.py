@@ -1,4 +1,4 @@
-"""The state of a run on disk, in one file that is replaced in one step: weights, optimizer, and what happened so far."""
+"""The state of a run in one file that is replaced in one step: weights, optimizer, and what happened so far."""
 
 import hashlib
 import json

@@ -78,8 +78,9 @@ def describe(step: Step) -> str:
     """One update in one line."""
     dev = "" if step.dev_loss is None else f" dev {step.dev_loss:.4f}"
     return (
-        f"{step.update}/{step.total} loss {step.loss:.4f}{dev} lr {step.learning_rate:.1e} norm {step.gradient_norm:.2f} "
-        f"{step.tokens_per_second:.0f} tok/s {step.rows} rows ETA {_clock(step.eta_s)} {step.peak_bytes / 1e9:.1f} GB"
+        f"{step.update}/{step.total} loss {step.loss:.4f}{dev} lr {step.learning_rate:.1e} "
+        f"norm {step.gradient_norm:.2f} {step.tokens_per_second:.0f} tok/s {step.rows} rows "
+        f"ETA {_clock(step.eta_s)} {step.peak_bytes / 1e9:.1f} GB"
     )
 
 

@@ -1,6 +1,7 @@
 """MLX, imported after the libraries that make it usable: import `mx` and `nn` from here and from nowhere else.
 
-On Linux the CPU build of MLX links the reference BLAS; an OpenBLAS that is already loaded takes its place, a hundred times faster.
+On Linux the CPU build of MLX links the reference BLAS; an OpenBLAS that is already loaded takes its place and makes it
+a hundred times faster.
 """
 
 import ctypes

@@ -1,0 +1,279 @@
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+from tests.backends import tiny
+
+from punie.backends._mlx import mx
+from punie.errors import ModelError, UsageError
+from punie.wire import Example
+from punie_training import checkpoint, plan
+from punie_training._loss import collate, summed_loss
+from punie_training.base import load
+from punie_training.checkpoint import Checkpoint
+from punie_training.plot import write_curve
+from punie_training.progress import Progress
+from punie_training.recipe import Data, Lora, Optim, Recipe, Watch
+from punie_training.trainer import train
+
+RECIPE = Recipe(
+    lora=Lora(rank=4, layers=tiny.LAYERS),
+    optim=Optim(lr=1e-2, warmup=3, epochs=4, batch_tokens=30, accumulation=2),
+    eval=Watch(dev_rows=4, every=7),
+)
+
+
+def sentences() -> list[Example]:
+    """Forty rows: after the same beginning and a random letter comes that letter three times over."""
+    made = []
+    for i in range(40):
+        letter = 40 + i % 20
+        beginning = (1, 5, 6, 7, 8, letter, *range(100, 100 + i % 5))
+        made.append(Example((*beginning, letter, letter, letter, 2), (0,) * len(beginning) + (1,) * 4))
+    return made
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory) -> Path:
+    return tiny.write_gguf(tmp_path_factory.mktemp("base") / "tiny.gguf")
+
+
+@pytest.fixture(scope="module")
+def finished(base, tmp_path_factory):
+    out = tmp_path_factory.mktemp("run")
+    steps, forecasts = [], []
+    result = train(
+        RECIPE,
+        rows=sentences(),
+        base=base,
+        out=out,
+        template="a template",
+        on_start=forecasts.append,
+        on_step=steps.append,
+    )
+    return out, result, steps, forecasts
+
+
+def test_it_learns(finished):
+    _, result, steps, _ = finished
+    assert steps[-1].loss < 0.5 * steps[0].loss
+    dev = [point.dev_loss for point in result.history if point.dev_loss is not None]
+    assert dev[-1] < dev[0]
+
+
+def test_reports_every_update_and_a_forecast(finished):
+    _, result, steps, (forecast,) = finished
+    assert [step.update for step in steps] == list(range(1, forecast.updates + 1)) == [p.update for p in result.history]
+    assert (forecast.rows, forecast.dev_rows) == (36, 4)
+    assert forecast.prefix == 5
+    assert forecast.seconds > 0
+    assert forecast.peak_bytes > 0
+    assert steps[-1].eta_s == 0
+    assert all(step.tokens_per_second > 0 for step in steps)
+
+
+def test_checkpoints_are_adapters_and_the_last_one_is_the_adapter(finished):
+    out, result, steps, _ = finished
+    expected = sorted({*range(7, len(steps) + 1, 7), len(steps)})
+    assert [int(path.name) for path in result.checkpoints] == expected
+    names = {"adapters.safetensors", "adapter_config.json", "chat_template.jinja", "manifest.json"}
+    assert {p.name for p in result.adapter.iterdir()} == names
+    last, other = (load_file(p / "adapters.safetensors") for p in (result.checkpoints[-1], result.checkpoints[0]))
+    saved = load_file(out / "adapter" / "adapters.safetensors")
+    assert all(np.array_equal(saved[name], last[name]) for name in saved)
+    assert not all(np.array_equal(saved[name], other[name]) for name in saved)
+    assert {value.dtype for value in saved.values()} == {np.dtype(np.float16)}
+
+
+def test_manifest_says_what_the_adapter_is_made_of(finished):
+    _, result, _, _ = finished
+    manifest = json.loads((result.adapter / "manifest.json").read_text())
+    assert manifest["recipe"] == RECIPE.hash
+    assert Recipe.model_validate(manifest["settings"]) == RECIPE
+    assert manifest["update"] == manifest["updates"] == len(result.history)
+    assert all(re.fullmatch("[0-9a-f]{64}", manifest[name]) for name in ("recipe", "data", "base"))
+    assert (result.adapter / "chat_template.jinja").read_text() == "a template"
+
+
+def test_mlx_lm_loads_the_adapter_with_the_loss_it_was_saved_at(finished, base):
+    from mlx_lm.tuner.utils import load_adapters
+
+    _, result, _, _ = finished
+    dev = collate(plan.select(sentences(), RECIPE).dev)
+    untrained = load(base)
+    trained = load_adapters(load(base), str(result.adapter))
+    before, after = (summed_loss(model, dev).item() / dev.targets.size for model in (untrained, trained))
+    assert after == pytest.approx(result.history[-1].dev_loss, rel=1e-2)  # saved in 16 bits
+    assert after < 0.9 * before
+
+
+def test_the_same_run_twice_gives_the_same_weights(finished, base, tmp_path):
+    again = train(RECIPE, rows=sentences(), base=base, out=tmp_path)
+    assert [p.loss for p in again.history] == [p.loss for p in finished[1].history]
+    assert same_state(tmp_path, finished[0])
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        RECIPE.model_copy(update={"optim": RECIPE.optim.model_copy(update={"clip": 1e-3})}),
+        RECIPE.model_copy(update={"optim": RECIPE.optim.model_copy(update={"weight_decay": 0.5})}),
+    ],
+    ids=["clip", "weight decay"],
+)
+def test_clip_and_weight_decay_reach_the_optimizer(finished, base, tmp_path, changed):
+    train(changed, rows=sentences(), base=base, out=tmp_path)
+    ours, theirs = (load_file(d / "adapter" / "adapters.safetensors") for d in (tmp_path, finished[0]))
+    assert not all(np.array_equal(ours[name], theirs[name]) for name in ours)
+
+
+# --- stopping and going on -----------------------------------------------------------------------------------------
+
+_CHILD = """
+import os, signal, sys
+from pathlib import Path
+from tests.training.test_trainer import RECIPE, sentences
+from punie_training.trainer import train
+base, out, stop = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
+def die(step):
+    if step.update == stop:
+        os.kill(os.getpid(), signal.SIGKILL)
+train(RECIPE, rows=sentences(), base=base, out=out, resume=True, on_step=die)
+"""
+
+
+def run_until(update: int, *, base: Path, out: Path) -> int:
+    """Train in another process that kills itself after this update."""
+    root = Path(__file__).parents[2]
+    command = [sys.executable, "-c", _CHILD, str(base), str(out), str(update)]
+    return subprocess.run(command, cwd=root, env={**os.environ, "PYTHONPATH": str(root)}, timeout=200).returncode
+
+
+def same_state(ours: Path, theirs: Path) -> bool:
+    left, right = (load_file(directory / "state.safetensors") for directory in (ours, theirs))
+    return left.keys() == right.keys() and all(np.array_equal(left[name], right[name]) for name in left)
+
+
+def test_killed_twice_and_resumed_it_ends_bit_for_bit_the_same(finished, base, tmp_path):
+    assert run_until(9, base=base, out=tmp_path) == -signal.SIGKILL
+    assert run_until(12, base=base, out=tmp_path) == -signal.SIGKILL
+    assert not same_state(tmp_path, finished[0])
+    seen = []
+    result = train(
+        RECIPE, rows=sentences(), base=base, out=tmp_path, template="a template", resume=True, on_step=seen.append
+    )
+    assert seen[0].update == 11  # the state of update 10 was the last one saved
+    assert same_state(tmp_path, finished[0])
+    assert result.history == finished[1].history
+    assert [p.name for p in result.checkpoints] == [p.name for p in finished[1].checkpoints]
+
+
+def test_a_finished_run_resumes_to_nothing_left(finished, base):
+    before = (finished[0] / "state.safetensors").stat().st_mtime_ns
+    seen = []
+    train(RECIPE, rows=sentences(), base=base, out=finished[0], resume=True, on_step=seen.append)
+    assert seen == []
+    assert (finished[0] / "state.safetensors").stat().st_mtime_ns == before
+
+
+def test_a_directory_with_a_run_is_not_overwritten(finished, base):
+    with pytest.raises(UsageError, match="--resume"):
+        train(RECIPE, rows=sentences(), base=base, out=finished[0])
+
+
+@pytest.mark.parametrize("part", ["recipe", "data", "base"])
+def test_a_state_of_another_run_is_refused(finished, base, tmp_path, part):
+    recipe = RECIPE.model_copy(update={"seed": 1}) if part == "recipe" else RECIPE
+    rows = sentences()[1:] if part == "data" else sentences()
+    model = tiny.write_gguf(tmp_path / "other.gguf", seed=5) if part == "base" else base
+    with pytest.raises(UsageError, match=part):
+        train(recipe, rows=rows, base=model, out=finished[0], resume=True)
+
+
+def test_a_state_is_replaced_whole_or_not_at_all(finished, base, tmp_path, monkeypatch):
+    out, result, _, _ = finished
+    path = tmp_path / "state.safetensors"
+    path.write_bytes((out / "state.safetensors").read_bytes())
+
+    def full_disk(part: Path, *_: object, **__: object) -> None:
+        part.write_bytes(b"half")
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(checkpoint, "write_arrays", full_disk)
+    from mlx.optimizers import AdamW
+
+    with pytest.raises(OSError, match="no space"):
+        Checkpoint(path, identity={}).save(load(base), AdamW(0.1), history=result.history)
+    assert path.read_bytes() == (out / "state.safetensors").read_bytes()
+    assert list(tmp_path.iterdir()) == [path]
+
+
+# --- what goes wrong -----------------------------------------------------------------------------------------------
+
+
+def test_a_loss_that_is_not_a_number_stops_the_run_and_keeps_the_last_state(base, tmp_path):
+    wild = RECIPE.model_copy(update={"optim": Optim(lr=1e18, warmup=0, epochs=20, batch_tokens=30)})
+    with pytest.raises(ModelError, match="Update"):
+        train(wild, rows=sentences(), base=base, out=tmp_path)
+    for path in tmp_path.rglob("*.safetensors"):
+        assert all(np.isfinite(value).all() for value in load_file(path).values()), path
+
+
+def test_without_a_usable_row_nothing_starts(base, tmp_path):
+    recipe = RECIPE.model_copy(update={"data": Data(max_tokens=3)})
+    with pytest.raises(UsageError, match="No row"):
+        train(recipe, rows=sentences(), base=base, out=tmp_path)
+
+
+# --- what people see -----------------------------------------------------------------------------------------------
+
+
+def test_lines_where_there_is_no_terminal(finished, tmp_path, capsys):
+    _, _, steps, (forecast,) = finished
+    with Progress(sys.stderr, log=tmp_path / "train.log") as progress:
+        progress.start(forecast)
+        for step in steps:
+            progress.step(step)
+    shown, logged = capsys.readouterr().err.splitlines(), (tmp_path / "train.log").read_text().splitlines()
+    assert "estimate" in shown[1]
+    assert set(shown) <= set(logged)
+    assert len(logged) == len(steps) + 2
+    assert re.search(r"loss [\d.]+ dev [\d.]+ .* tok/s .* ETA 0:00", logged[-1])
+
+
+def test_curve_as_picture_and_numbers(finished, tmp_path):
+    write_curve(finished[1].history, tmp_path)
+    assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG")
+    points = json.loads((tmp_path / "loss.json").read_text())
+    assert [p["loss"] for p in points] == [p.loss for p in finished[1].history]
+
+
+def test_loads_a_model_directory_too(base, tmp_path):
+    from mlx.utils import tree_flatten
+
+    model = load(base)
+    mx.save_safetensors(str(tmp_path / "model.safetensors"), dict(tree_flatten(model.parameters())))
+    from punie.backends import _gguf
+
+    (tmp_path / "config.json").write_text(json.dumps(_gguf.config(base)))
+    prompt = mx.array([[1, 5, 9]])
+    assert mx.array_equal(load(tmp_path)(prompt), model(prompt))
+
+
+def test_a_person_may_interrupt_and_go_on(base, tmp_path):
+    def stop(step):
+        if step.update == 10:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(RECIPE, rows=sentences(), base=base, out=tmp_path, on_step=stop)
+    seen = []
+    train(RECIPE, rows=sentences(), base=base, out=tmp_path, resume=True, on_step=seen.append)
+    assert seen[0].update == 11

@@ -1,0 +1,175 @@
+import pytest
+from tests.backends import tiny
+
+from punie.backends._mlx import mx
+from punie.errors import ConfigError
+from punie.wire import Example
+from punie_training import plan
+from punie_training.adapter import add_lora, weights
+from punie_training.base import load
+from punie_training.examples import Row, choose
+from punie_training.recipe import Data, Lora, Optim, Recipe, Watch
+
+BASE = Recipe(data=Data(rows=30), lora=Lora(rank=4, layers=2), optim=Optim(warmup=2, batch_tokens=60))
+
+# One other value for every field. `base` decides which model is fetched; the command line shows it in `prepare`.
+OTHERS = {
+    "seed": 1,
+    "data.rows": 20,
+    "data.direct_share": 0.5,
+    "data.families": ("count",),
+    "data.projects": 1,
+    "data.max_tokens": 30,
+    "lora.rank": 2,
+    "lora.scale": 1.0,
+    "lora.keys": ("self_attn.q_proj",),
+    "lora.layers": 1,
+    "optim.lr": 1e-3,
+    "optim.warmup": 0,
+    "optim.epochs": 2,
+    "optim.batch_tokens": 100,
+    "optim.accumulation": 3,
+    "optim.clip": 0.5,
+    "optim.weight_decay": 0.1,
+    "eval.dev_rows": 4,
+    "eval.every": 3,
+}
+# What `optimizers` and the loop take as they are; test_trainer.py shows their effect on the trained weights.
+SEEN_IN_TRAINING = {"optim.clip", "optim.weight_decay", "eval.every"}
+
+
+def rows() -> tuple[Row, ...]:
+    made = []
+    for i in range(40):
+        project = "" if i % 4 == 0 else ("flask", "rich")[i % 2]
+        message = [{"role": "user", "content": f"question {i}"}, {"role": "assistant", "content": "a" * (1 + i % 20)}]
+        made.append(Row(id=str(i), family=("count", "search")[i // 2 % 2], project=project, messages=message))
+    return tuple(made)
+
+
+def example(row: Row) -> Example:
+    length = 10 + len(row.messages[1].content) + int(row.id)
+    return Example((1, 2, *range(5, 3 + length)), (0,) * (length - 3) + (1,) * 3)
+
+
+def effects(recipe: Recipe, model) -> tuple[object, ...]:
+    """Everything the recipe decides before the first update."""
+    chosen = plan.select([example(r) for r in choose(rows(), recipe.data, seed=recipe.seed)], recipe)
+    updates = plan.updates(chosen.train, recipe, prefix=2)
+    rates = tuple(plan.learning_rate(recipe, update=u, total=20) for u in range(20))
+    add_lora(model, recipe.lora, seed=recipe.seed)
+    trained = weights(model)
+    x = model.layers[-1].self_attn.q_proj
+    return (
+        chosen,
+        updates,
+        rates,
+        x.scale,
+        {n: (v.shape, float(mx.abs(v).sum())) for n, v in trained.items()},
+    )
+
+
+@pytest.fixture
+def model(tiny_base):
+    return lambda: load(tiny_base)
+
+
+@pytest.fixture(scope="module")
+def tiny_base(tmp_path_factory):
+    return tiny.write_gguf(tmp_path_factory.mktemp("base") / "tiny.gguf")
+
+
+def changed(field: str) -> Recipe:
+    values = BASE.model_dump()
+    *path, name = field.split(".")
+    part = values[path[0]] if path else values
+    part[name] = OTHERS[field]
+    return Recipe.model_validate(values)
+
+
+def test_every_field_is_listed_here():
+    parts = {"data": Data, "lora": Lora, "optim": Optim, "eval": Watch}
+    fields = {f"{part}.{name}" for part, kind in parts.items() for name in kind.model_fields}
+    assert fields | set(Recipe.model_fields) - set(parts) == set(OTHERS) | {"base"}
+
+
+@pytest.mark.parametrize("field", sorted(OTHERS.keys() - SEEN_IN_TRAINING))
+def test_every_field_reaches_the_data_or_the_trainer(field, model):
+    assert effects(changed(field), model()) != effects(BASE, model())
+
+
+def test_equal_recipes_have_equal_effects(model):
+    assert effects(BASE, model()) == effects(Recipe.model_validate(BASE.model_dump()), model())
+
+
+@pytest.mark.parametrize("field", sorted(OTHERS))
+def test_every_field_changes_the_hash(field):
+    assert changed(field).hash != BASE.hash
+
+
+def test_the_hash_does_not_depend_on_how_a_recipe_is_written(tmp_path):
+    path = tmp_path / "recipe.toml"
+    path.write_text("[optim]\nlr = 0.0004\n[data]\n")
+    assert Recipe.load(path).hash == Recipe().hash
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("rank = 16", "rank"),
+        ("[lora]\nrnak = 16", "lora.rnak"),
+        ("[lora]\nrank = -1", "lora.rank"),
+        ("[lora", "not valid TOML"),
+    ],
+)
+def test_a_wrong_recipe_names_file_and_key(tmp_path, text, said):
+    path = tmp_path / "recipe.toml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match="recipe\\.toml") as caught:
+        Recipe.load(path)
+    assert said in str(caught.value)
+
+
+def test_a_missing_recipe(tmp_path):
+    with pytest.raises(ConfigError, match="cannot be read"):
+        Recipe.load(tmp_path / "none.toml")
+
+
+@pytest.mark.parametrize("lora", [Lora(keys=("self_attn.z_proj",), layers=1), Lora(layers=9)])
+def test_lora_that_does_not_fit_the_model_is_refused(model, lora):
+    with pytest.raises(ConfigError):
+        add_lora(model(), lora, seed=0)
+
+
+def test_shares_of_direct_rows():
+    for share, total in ((0.0, 30), (0.5, 20), (1.0, 10)):
+        chosen = choose(rows(), Data(direct_share=share), seed=0)
+        assert len(chosen) == total
+        assert sum(not row.project for row in chosen) == round(total * share)
+
+
+def test_rows_that_cannot_be_learned_from_are_counted():
+    fine, long, empty = Example((1, 2, 3), (0, 0, 1)), Example((1,) * 40, (0,) * 39 + (1,)), Example((1, 2), (0, 0))
+    recipe = Recipe(data=Data(max_tokens=30), eval=Watch(dev_rows=0))
+    chosen = plan.select([fine, long, empty, fine], recipe)
+    assert (len(chosen.train), chosen.too_long, chosen.nothing_to_learn) == (2, 1, 1)
+
+
+def test_every_row_is_trained_once_an_epoch_within_the_token_budget():
+    made = [example(row) for row in rows()]
+    recipe = Recipe(optim=Optim(epochs=2, batch_tokens=150, accumulation=2))
+    updates = plan.updates(made, recipe, prefix=2)
+    batches = [batch for update in updates for batch in update]
+    assert sorted(i for batch in batches for i in batch) == sorted([*range(len(made))] * 2)
+    assert all(2 + len(b) * (max(len(made[i].tokens) for i in b) - 3) <= 150 for b in batches if len(b) > 1)
+    assert {len(update) for update in updates} <= {1, 2}
+
+
+def test_learning_rate_rises_then_falls_to_nothing():
+    recipe = Recipe(optim=Optim(lr=1.0, warmup=4))
+    rates = [plan.learning_rate(recipe, update=u, total=20) for u in range(20)]
+    assert rates.index(max(rates)) == 4
+    assert rates[4] == 1.0
+    assert rates == sorted(rates[:5]) + sorted(rates[5:], reverse=True)
+    assert rates[0] > 0
+    assert rates[-1] < 0.02
