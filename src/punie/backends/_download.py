@@ -16,7 +16,9 @@ from punie.backends._files import Progress
 from punie.errors import WeightsDamaged, WeightsMissing
 
 _TIMEOUT = httpx2.Timeout(60, connect=10)
+_PARTIAL, _NOTHING_LEFT = 206, 416
 _TRIES = 4
+_FIRST_PAUSE_S = 1.0
 _PIP_SECONDS = 900
 _CHUNK = 1 << 18
 
@@ -73,18 +75,18 @@ def _resume(url: str, part: Path, *, on_progress: Progress) -> None:
         except httpx2.TransportError as error:
             if attempt == _TRIES - 1:
                 raise WeightsMissing(f"The download was cut off ({error!r}).", "Run again to continue it.") from error
-            time.sleep(2**attempt)
+            time.sleep(_FIRST_PAUSE_S * 2**attempt)
 
 
 def _stream(url: str, part: Path, *, on_progress: Progress) -> None:
     start = part.stat().st_size if part.exists() else 0
     headers = {"Range": f"bytes={start}-", "Accept-Encoding": "identity"} if start else {"Accept-Encoding": "identity"}
     with httpx2.stream("GET", url, headers=headers, timeout=_TIMEOUT, follow_redirects=True) as response:
-        if response.status_code == httpx2.codes.REQUESTED_RANGE_NOT_SATISFIABLE:
+        if response.status_code == _NOTHING_LEFT:
             return  # Nothing is missing at the end; the checksum decides what the file is worth.
         if response.is_error:
             raise _NeedsPip
-        resumed = response.status_code == httpx2.codes.PARTIAL_CONTENT
+        resumed = response.status_code == _PARTIAL
         done = start if resumed else 0
         total = done + int(response.headers.get("Content-Length", 0))
         with part.open("ab" if resumed else "wb") as file:

@@ -11,11 +11,12 @@ from functools import partial
 from importlib import import_module
 from pathlib import Path
 from queue import SimpleQueue
+from types import ModuleType
 from typing import TYPE_CHECKING, Protocol
 
 from pydantic import BaseModel, ConfigDict
 
-from punie.backends._cores import physical_cores
+from punie.backends._cores import physical_cores, spins
 from punie.backends._engine import Loaded, Piece, Worker
 from punie.backends._files import Progress
 from punie.backends._weights import (
@@ -205,12 +206,7 @@ def _failure(error: _Error) -> ModelError:
 
 
 def _start(path: Path, context_window: int, threads: int) -> _Server:
-    try:
-        xllamacpp = import_module("xllamacpp")
-    except ImportError as error:
-        raise EngineMissing(
-            f"llama.cpp cannot be loaded on this machine ({error}).", "Reinstall Punie, or choose another --model."
-        ) from error
+    xllamacpp = _binding()
     directory = _private_directory()
     try:
         return xllamacpp.Server(_parameters(path, context_window, threads=threads, socket=directory / "s.sock"))
@@ -224,6 +220,18 @@ def _start(path: Path, context_window: int, threads: int) -> _Server:
         shutil.rmtree(directory, ignore_errors=True)
 
 
+def _binding() -> ModuleType:
+    # Read once, when the library is loaded.
+    os.environ.setdefault("GOMP_SPINCOUNT", str(spins(physical_cores())))
+    try:
+        return import_module("xllamacpp")
+    except ImportError as error:
+        cure = "Install libgomp1 (Debian: apt install libgomp1)" if "libgomp" in str(error) else "Reinstall Punie"
+        raise EngineMissing(
+            f"llama.cpp cannot be loaded on this machine ({error}).", f"{cure}, or choose another --model."
+        ) from error
+
+
 def _private_directory() -> Path:
     """A new directory with mode 0700, with a path short enough for a socket."""
     directory = Path(tempfile.mkdtemp(prefix="punie-"))
@@ -234,7 +242,7 @@ def _private_directory() -> Path:
 
 
 def _parameters(path: Path, context_window: int, *, threads: int, socket: Path) -> object:
-    p = import_module("xllamacpp").CommonParams()
+    p = _binding().CommonParams()
     p.model.path = str(path)
     p.n_ctx = context_window
     p.n_parallel = 1
