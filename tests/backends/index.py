@@ -82,7 +82,7 @@ def serving(index: Index) -> Iterator[Index]:
             else:
                 _send(self, _page(), 200, "text/html")
 
-        def log_message(self, *_: object) -> None:
+        def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the name of the base class
             pass
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)

@@ -76,9 +76,9 @@ def test_merging_happens_once_and_again_when_the_result_is_damaged(tiny_gguf, tm
 
 
 def test_few_merged_files_are_kept(tiny_gguf, tmp_path):
-    for seed in range(6):
-        adapter = tiny.write_adapter(tmp_path / f"adapter{seed}", seed=seed)
-        last = gguf_files(tiny_gguf, adapter=adapter, cache_dir=tmp_path / "cache").weights
+    adapters = [tiny.write_adapter(tmp_path / f"adapter{seed}", seed=seed) for seed in range(6)]
+    made = [gguf_files(tiny_gguf, adapter=adapter, cache_dir=tmp_path / "cache").weights for adapter in adapters]
+    last = made[-1]
     kept = list(last.parent.glob("*.Q8_0.gguf"))
     assert len(kept) == 4
     assert last in kept

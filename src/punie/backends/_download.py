@@ -102,7 +102,7 @@ def _pip(command: str, *arguments: str) -> str:
     fixed = [sys.executable, "-P", "-m", "pip", command, "--no-deps", "--only-binary", ":all:", "--no-input"]
     quiet = ["--quiet", "--disable-pip-version-check", "--retries", "1"]
     try:
-        done = subprocess.run(  # noqa: S603 - the arguments are constants and a path of ours
+        done = subprocess.run(
             [*fixed, *quiet, *arguments], capture_output=True, text=True, timeout=_PIP_SECONDS, check=False
         )
     except (OSError, subprocess.TimeoutExpired) as error:
