@@ -1,6 +1,7 @@
 """Requests that change or run something: commands, replacements, new files. The work is done on a copy."""
 
 import hashlib
+import keyword
 import re
 import subprocess
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from punie_training.corpora import scratch_copy
 from punie_training.tasks import Expect, Step, Subject, Turn, with_result
 
 LONGEST_LINE = 48
+WORDS = ("value", "result", "item", "target", "source", "data", "options", "entry", "limit", "old_name", "total")
 TEXTS = (
     "hello",
     "Hello, world!",
@@ -147,6 +149,10 @@ def _changed(subject: Subject, old: str) -> str:
         re.sub(r"\bself\.(\w+)", lambda m: f"self.new_{m[1]}", old, count=1),
         re.sub(r"^class (\w+)", lambda m: f"class My{m[1]}", old),
     ]
+    words = [w for w in re.findall(r"\b[a-z_]{4,}\b", old) if not keyword.iskeyword(w) and w not in {"self", "None"}]
+    if words:
+        word = subject.rng.choice(words)
+        options.append(re.sub(rf"\b{word}\b", subject.rng.choice(WORDS), old, count=1))
     real = [o for o in options if o != old] or [f"{old}  # {note}" for note in ("checked", "see above", "noqa")]
     return subject.rng.choice(real) if real else ""
 

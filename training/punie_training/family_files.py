@@ -38,7 +38,7 @@ ABSENT_MODULES = (
     *("numpy", "pandas", "django", "sqlalchemy", "redis", "boto3", "yaml"),
     *("toml", "tkinter", "sqlite3", "smtplib", "curses", "telnetlib"),
 )
-NOTES = ("TODO", "FIXME", "XXX", "NOTE", "HACK", "BUG")
+NOTES = ("TODO", "FIXME", "XXX", "NOTE", "HACK")
 
 
 # --- read ----------------------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ from punie_training.oracle import Definition
 from punie_training.tasks import Expect, Step, Subject, Turn, several, with_result
 
 MOST_ITEMS = 150
+MODULES = {"Protocol": "typing", "NamedTuple": "typing", "TypedDict": "typing", "Enum": "enum", "ABC": "abc"}
 LONGEST_CODE = 400
 LONGEST_RESULT = 200
 LONGEST_SIGNATURE = 130
@@ -30,7 +31,8 @@ def places(definitions: Sequence[Definition]) -> Expect:
 def subclasses(subject: Subject) -> Iterator[Turn]:
     """Which classes inherit from a name; project classes and the standard library's."""
     for name in _bases(subject):
-        yield subclasses_of(subject, name)
+        dotted = f"{MODULES[name]}.{name}" if name in MODULES and subject.rng.random() < 0.2 else name
+        yield subclasses_of(subject, dotted)
 
 
 def subclasses_of(subject: Subject, name: str) -> Turn:
@@ -66,17 +68,25 @@ def _bases(subject: Subject) -> list[str]:
 def definition(subject: Subject) -> Iterator[Turn]:
     """Where a class, function, method or constant is defined."""
     for name in _names(subject):
-        yield definition_of(subject, name)
+        found = subject.oracle.by_name[name]
+        with_module = len(found) == 1 and found[0].kind != "method" and subject.rng.random() < 0.08
+        yield definition_of(subject, name, spelled=f"{_module(found[0].path)}.{name}" if with_module else name)
 
 
-def definition_of(subject: Subject, name: str) -> Turn:
-    """Ask for one name, sometimes by its kind."""
+def _module(path: str) -> str:
+    parts = path.removeprefix("src/").removesuffix("i").removesuffix(".py").split("/")
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def definition_of(subject: Subject, name: str, *, spelled: str = "") -> Turn:
+    """Ask for one name, sometimes by its kind; `spelled` is the name with its module."""
+    written = spelled or name
     found = subject.oracle.by_name[name]
     kind = found[0].kind if len({d.kind for d in found}) == 1 else ""
     by_kind = f"definition_{kind}" if kind in {"class", "function"} and subject.rng.random() < 0.2 else "definition"
-    template, question = subject.voice.put(by_kind, n=subject.voice.name(name))
-    head = f"{name} is defined here" if len(found) == 1 else f"{len(found)} definitions of {name}"
-    return Turn(template, question, find("find_symbol", name), with_result(head), places(found), name)
+    template, question = subject.voice.put(by_kind, n=subject.voice.name(written))
+    head = f"{written} is defined here" if len(found) == 1 else f"{len(found)} definitions of {written}"
+    return Turn(template, question, find("find_symbol", written), with_result(head), places(found), name)
 
 
 def _names(subject: Subject) -> list[str]:

@@ -11,7 +11,7 @@ from punie_training.tasks import Subject, Turn
 # Twins whose answer is not the one their family gives, or whose words say more than the plan does.
 OTHER_ANSWER = re.compile(
     r"coroutine|return|first argument|first line|first \d+|line \d+|\buse|import|licence|Which default"
-    r"|wildcard|code call|anything|break",
+    r"|wildcard|code call|anything|break|more than once",
     re.IGNORECASE,
 )
 PLAIN_SEARCH = re.compile(r"(Search|Grep|Find the (lines|error)|Where does the (code|text))", re.IGNORECASE)
