@@ -153,7 +153,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code. A bug keeps its traceback."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     _survive_odd_text()
-    signal.signal(signal.SIGTERM, _terminate)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _terminate)
     try:
         code = _run(arguments)
         sys.stdout.flush()
@@ -270,9 +271,9 @@ def _survive_odd_text() -> None:
             reconfigure(errors="backslashreplace")
 
 
-def _terminate(_signal: int, _frame: FrameType | None) -> None:
-    """SIGTERM ends the program the orderly way, so that terminals are restored and children stopped."""
-    sys.exit(143)
+def _terminate(number: int, _frame: FrameType | None) -> None:
+    """End the orderly way, so that the terminal is restored and children are stopped."""
+    sys.exit(128 + number)
 
 
 def _reader_left() -> int:

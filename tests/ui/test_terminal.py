@@ -1,6 +1,7 @@
 """The installed `punie` in a pseudo-terminal, typed at like a person; the screen is read as a terminal shows it."""
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -66,6 +67,12 @@ class Terminal:
         self.child.close()
         return self.child.exitstatus
 
+    def kill(self) -> None:
+        if self.child.isalive():
+            self.child.kill(signal.SIGKILL)
+            self.child.wait()
+        self.child.close()
+
     def _read(self) -> None:
         try:
             data = self.child.read_nonblocking(65536, timeout=0.05)
@@ -107,7 +114,7 @@ def start(project: Path, tmp_path: Path, server: ScriptedServer) -> Iterator[Sta
 
     yield begin
     for terminal in terminals:
-        terminal.child.close(force=True)
+        terminal.kill()
 
 
 def ready(terminal: Terminal) -> Terminal:
@@ -304,6 +311,14 @@ def test_what_is_typed_while_it_answers_waits_for_the_next_prompt(start: Start, 
     terminal.enter("two")
     terminal.wait("Answer two.")
     assert "two" in str(server.requests[-1]["messages"])
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_being_ended_from_outside_restores_the_terminal(start: Start, number: int, code: int) -> None:
+    terminal = ready(start())
+    terminal.child.kill(number)
+    assert terminal.exit_code() == code
+    assert terminal.raw.rfind(b"\x1b[?2004l") > terminal.raw.rfind(b"\x1b[?2004h")
 
 
 def test_ctrl_c_twice_leaves_with_130(start: Start) -> None:

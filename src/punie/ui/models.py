@@ -9,7 +9,6 @@ from punie.backends import _weights as weights
 from punie.backends.catalogue import EMBEDDED, Entry, entries, entry
 from punie.config import Settings
 from punie.errors import UsageError
-from punie.ui._activity import duration_text
 from punie.ui._canary import QUESTION, ask_canary
 from punie.ui._clean import clean
 from punie.ui._progress import PreparationProgress
@@ -121,7 +120,7 @@ def _test(name: str | None, options: Options) -> int:
         _print(line)
     _print(canary.ended.answer.strip() or "(no answer)")
     verdict = "passed" if canary.right else canary.ended.error or "failed: the answer is not what the tool found"
-    _print(f"{verdict} in {duration_text(canary.ended.timing.total_s)}; {totals(canary.ended)}")
+    _print(f"{verdict} ({totals(canary.ended)})")
     return 0 if canary.right else canary.ended.exit_code or 1
 
 
