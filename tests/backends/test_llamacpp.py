@@ -5,12 +5,16 @@ import threading
 from itertools import takewhile
 from pathlib import Path
 
+import numpy as np
 import pytest
 from tests.backends import tiny
 
 from punie.backends._engine import Piece
+from punie.backends._merge import Adapter, merge
+from punie.backends._weights import ensure_base, ensure_tokenizer, shipped_template, silent
 from punie.backends.llamacpp import LlamaCpp
 from punie.errors import ContextTooLong, ModelError, WeightsDamaged
+from punie.wire import Message, Wire
 
 PROMPT = tuple(range(3, 40))
 
@@ -136,3 +140,20 @@ asyncio.run(main())
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (3 if "exit" in ending else 0, "", "")
+
+
+def test_the_weights_say_the_same_in_eight_bits(weights_cache, tmp_path):
+    """The published Q4_1 and its dequantised weights as Q8_0, which is what an adapter is merged into."""
+    base = ensure_base(weights_cache)
+    layers = [f"model.layers.{n}.self_attn.q_proj" for n in range(30)]
+    nothing = {name: (np.zeros((576, 1), np.float32), np.zeros((1, 576), np.float32)) for name in layers}
+    merged = tmp_path / "merged.gguf"
+    merge(base, Adapter(1.0, nothing), target=merged, on_progress=silent)
+    chat = Wire.load(ensure_tokenizer(weights_cache), template=shipped_template())
+    prompt = chat.prompt([Message("user", "What is the capital of France?")], ())
+    answers = []
+    for path in (base, merged):
+        engine = LlamaCpp(path, context_window=512, threads=1)
+        answers.append(text(pieces(engine, prompt)))
+        engine.close()
+    assert answers == ["The capital of France is Paris."] * 2

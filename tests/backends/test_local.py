@@ -211,6 +211,7 @@ async def test_a_failed_load_is_told_and_tried_again(tmp_path):
 
     model = LocalModel(load, name="late")
     model.warm()
+    assert await asyncio.to_thread(wait_until, lambda: loads)
     with pytest.raises(WeightsMissing, match="No weights"):
         await ask(model)
     assert (await ask(model)).text == "ok"

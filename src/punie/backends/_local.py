@@ -82,9 +82,14 @@ class LocalModel(Model[None]):
         """The provider, as PydanticAI calls it."""
         return "local"
 
+    @property
+    def context_window(self) -> int | None:
+        """Tokens of prompt and answer together; of a file it is known once the file is loaded."""
+        return self._runtime.context_window() or super().context_window
+
     def warm(self, system: str | None = None, tools: Sequence[ToolDefinition] = ()) -> None:
         """Start loading, and read the beginning that every prompt shares into the cache. Returns at once."""
-        self._runtime.loaded()
+        self._runtime.begin()
         if system or tools:
             first = (wire.Message("system", system),) if system else ()
             messages = (*first, wire.Message("user", ""))
@@ -116,7 +121,7 @@ class LocalModel(Model[None]):
     ) -> AsyncGenerator[StreamedResponse]:
         """Generate, streaming. Leaving the context ends the generation. Raises ContextTooLong before it starts."""
         settings, parameters = self.prepare_request(model_settings, model_request_parameters)
-        loaded = await self._loaded()
+        loaded = await self.loaded()
         conversation = wire.conversation(messages)
         prompt = loaded.wire.prompt(conversation, _declarations(parameters))
         generation = self._runtime.generate(loaded.engine, self._job(prompt, settings, engine=loaded.engine))
@@ -141,11 +146,12 @@ class LocalModel(Model[None]):
     ) -> RequestUsage:
         """Count the tokens of the prompt, template and tools included."""
         _, parameters = self.prepare_request(model_settings, model_request_parameters)
-        loaded = await self._loaded()
+        loaded = await self.loaded()
         prompt = loaded.wire.prompt(wire.conversation(messages), _declarations(parameters))
         return RequestUsage(input_tokens=len(prompt))
 
-    async def _loaded(self) -> Loaded:
+    async def loaded(self) -> Loaded:
+        """Wait for the weights. Raises what went wrong with them."""
         # Loading goes on when the one request that waits for it is cancelled: the next one needs it too.
         return await asyncio.shield(asyncio.wrap_future(self._runtime.loaded()))
 

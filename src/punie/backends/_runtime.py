@@ -59,16 +59,31 @@ class Runtime:
         self._worker = worker
         self._lock = threading.Lock()
         self._loading = loading
+        self._is_told = False
         self._running: set[Generation] = set()
         self._closed = False
 
+    def begin(self) -> "Future[Loaded]":
+        """Start loading, unless that has been done."""
+        with self._lock:
+            self._loading = self._loading or self._worker.submit(self._load)
+            return self._loading
+
     def loaded(self) -> "Future[Loaded]":
-        """The weights, being loaded from now on. A failure is tried again by the next request."""
+        """The weights, for somebody who waits for them. A failure is told once, then tried again."""
         with self._lock:
             failed = self._loading is not None and self._loading.done() and self._loading.exception() is not None
-            if self._loading is None or failed:
+            if self._loading is None or (failed and self._is_told):
                 self._loading = self._worker.submit(self._load)
+            self._is_told = True
             return self._loading
+
+    def context_window(self) -> int | None:
+        """Of the engine; None while there is none."""
+        loading = self._loading
+        if loading is None or not loading.done() or loading.exception() is not None:
+            return None
+        return loading.result().engine.context_window
 
     def prefill(self, messages: Sequence[wire.Message], *, tools: Sequence[dict[str, Any]]) -> None:
         """Read the beginning that every prompt shares into the cache, as soon as the weights are there."""
@@ -78,7 +93,7 @@ class Runtime:
                 prompt = done.result().wire.prompt(messages, tools)
                 self._worker.submit(lambda: _drain(done.result().engine, Job(prompt, max_tokens=1)))
 
-        self.loaded().add_done_callback(read)
+        self.begin().add_done_callback(read)
 
     def generate(self, engine: Engine, job: Job) -> Generation:
         """Queue a generation behind whatever the worker does."""

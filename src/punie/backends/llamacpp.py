@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 _BATCH = 256
 """Prompt tokens between two looks at `cancelled`: about half a second on two cores, and no slower than 512."""
 _LONGEST_SOCKET_PATH = 100
+_LARGE_FILE = 1 << 30
 _LARGEST_WINDOW = 32_768
 """Tokens of context at most: the cache for 200,000 tokens of a large model would not fit most machines."""
 
@@ -249,7 +250,8 @@ def _parameters(path: Path, context_window: int, *, threads: int, socket: Path) 
     p.n_batch = p.n_ubatch = _BATCH
     p.cpuparams.n_threads = p.cpuparams_batch.n_threads = threads
     p.warmup = False
-    p.fit_params = False  # it measures the machine for 0.15 s to choose what is chosen here
+    # Fitting a model to the memory of the machine takes 0.15 s: too long for one that always fits.
+    p.fit_params = path.stat().st_size > _LARGE_FILE
     p.cache_ram_mib = 0  # by default up to 8 GiB of earlier conversations are kept
     p.verbosity = -1
     p.offline = True
@@ -279,7 +281,7 @@ def build_named(name: str, *, cache_dir: Path, on_progress: Progress) -> "LocalM
             f"Get {model.gguf_name} from {model.gguf_id} and put it at {path}",
         )
     files = partial(gguf_files, path, adapter=None, cache_dir=cache_dir, on_progress=on_progress)
-    return _model(files, name=name, context_window=model.context_window)
+    return _model(files, name=name, context_window=min(model.context_window, _LARGEST_WINDOW))
 
 
 def build(path: str, adapter: Path | None, *, cache_dir: Path, on_progress: Progress) -> "LocalModel":
