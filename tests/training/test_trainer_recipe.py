@@ -42,8 +42,9 @@ def rows() -> tuple[Row, ...]:
     made = []
     for i in range(40):
         project = "" if i % 4 == 0 else ("flask", "rich")[i % 2]
-        message = [{"role": "user", "content": f"question {i}"}, {"role": "assistant", "content": "a" * (1 + i % 20)}]
-        made.append(Row(id=str(i), family=("count", "search")[i // 2 % 2], project=project, messages=message))
+        messages = [{"role": "user", "content": f"question {i}"}, {"role": "assistant", "content": "a" * (1 + i % 20)}]
+        row = {"id": str(i), "family": ("count", "search")[i // 2 % 2], "project": project, "messages": messages}
+        made.append(Row.model_validate(row))
     return tuple(made)
 
 

@@ -70,7 +70,7 @@ def summed_loss(model: Any, batch: Batch) -> mx.array:
 def _suffix_states(network: Any, batch: Batch) -> mx.array:
     """Normalised last hidden states of the suffixes, (B*S, D)."""
     hidden = network.embed_tokens(mx.concatenate([batch.prefix, batch.suffix.reshape(-1)]))
-    shape = (batch.prefix.size, *batch.suffix.shape)
+    shape = (batch.prefix.size, batch.suffix.shape[0], batch.suffix.shape[1])
     masks = _causal_mask(shape[0], hidden.dtype), _causal_mask(shape[2], hidden.dtype)
     for layer in network.layers:
         hidden = hidden + _attention(layer.self_attn, layer.input_layernorm(hidden), shape=shape, masks=masks)

@@ -6,7 +6,7 @@ import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from mlx.utils import tree_flatten, tree_unflatten
 
@@ -41,14 +41,15 @@ class Checkpoint:
     def save(self, model: Any, optimizer: Any, *, history: Sequence[Point]) -> None:
         """Replace the file; a crash at any moment leaves the old or the new one."""
         arrays = {_WEIGHTS + name: value for name, value in weights(model).items()}
-        arrays |= {_OPTIMIZER + name: value for name, value in tree_flatten(optimizer.state)}
+        arrays |= {_OPTIMIZER + name: value for name, value in dict(tree_flatten(optimizer.state)).items()}
         points = json.dumps([asdict(point) for point in history])
         with replacing(self.path) as part:
             write_arrays(part, arrays, metadata={**self.identity, "history": points})
 
     def restore(self, model: Any, optimizer: Any) -> tuple[Point, ...]:
         """Put the saved state into model and optimizer; returns the history. Raises UsageError for another run's."""
-        arrays, metadata = mx.load(str(self.path), format="safetensors", return_metadata=True)
+        loaded = mx.load(str(self.path), format="safetensors", return_metadata=True)
+        arrays, metadata = cast("tuple[dict[str, mx.array], dict[str, str]]", loaded)
         other = [name for name, value in self.identity.items() if metadata.get(name) != value]
         if other:
             raise UsageError(

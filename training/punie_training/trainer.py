@@ -7,11 +7,12 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+from mlx.nn.utils import value_and_grad
 from mlx.utils import tree_map
 
-from punie.backends._mlx import mx, nn, optimizers, require_blas
+from punie.backends._mlx import mx, optimizers, require_blas
 from punie.errors import ModelError, UsageError
 from punie.wire import Example
 from punie_training import plan
@@ -112,7 +113,7 @@ class _Run:
         self.history: list[Point] = []
         self.identity = {"recipe": recipe.hash, "data": fingerprint(self.chosen.train), "base": digest(base)}
         self.checkpoint = Checkpoint(out / "state.safetensors", identity=self.identity)
-        self._gradient = nn.value_and_grad(self.model, lambda batch: summed_loss(self.model, batch))
+        self._gradient = value_and_grad(self.model, lambda batch: summed_loss(self.model, batch))
 
     def begin(self, *, resume: bool) -> int:
         """Take up the state in `out`, or start a fresh one; returns the first update to do."""
@@ -177,7 +178,7 @@ class _Run:
             loss, gradient = self._gradient(batch)
             gradients = gradient if gradients is None else tree_map(mx.add, gradients, gradient)
             mx.eval(loss, gradients)
-            total, learned = total + float(loss.item()), learned + batch.targets.size
+            total, learned = total + _number(loss), learned + batch.targets.size
         mean = total / learned
         norm = self._apply(gradients, learned=learned, number=number)
         if not math.isfinite(mean) or not math.isfinite(norm):
@@ -193,7 +194,7 @@ class _Run:
         """Clip and step; a gradient that is not finite leaves the weights alone."""
         gradients = tree_map(lambda g: g / learned, gradients)
         clipped, norm = optimizers.clip_grad_norm(gradients, max_norm=self.recipe.optim.clip)
-        length = float(norm.item())
+        length = _number(norm)
         if math.isfinite(length):
             self.optimizer.learning_rate = plan.learning_rate(self.recipe, update=number, total=len(self.updates))
             self.optimizer.update(self.model, clipped)
@@ -208,7 +209,7 @@ class _Run:
         total, learned = 0.0, 0
         for indices in plan.batches(self.chosen.dev, prefix=self.prefix, batch_tokens=size, order=order):
             batch = collate([self.chosen.dev[i] for i in indices])
-            total, learned = total + float(summed_loss(self.model, batch).item()), learned + batch.targets.size
+            total, learned = total + _number(summed_loss(self.model, batch)), learned + batch.targets.size
         return total / learned
 
     def _is_checkpoint(self, number: int) -> bool:
@@ -242,6 +243,10 @@ class _Run:
 
     def checkpoints(self) -> tuple[Path, ...]:
         return tuple(sorted((self.out / "checkpoints").iterdir()))
+
+
+def _number(value: mx.array) -> float:
+    return cast("float", value.item())
 
 
 def main(argv: Sequence[str]) -> int:

@@ -6,7 +6,6 @@ a hundred times faster.
 
 import ctypes
 import os
-import shutil
 import sys
 from pathlib import Path
 
@@ -43,9 +42,6 @@ except ImportError as error:
     raise EngineMissing(f"MLX cannot be imported ({error}).", "Install it: pip install 'punie[mlx]'") from error
 
 ON_GPU = mx.default_device() != mx.Device(mx.cpu)
-
-if not ON_GPU and not shutil.which(os.environ.get("CXX", "g++")):
-    mx.disable_compile()  # fused kernels are compiled at run time, by a C++ compiler
 
 
 def require_blas() -> None:
