@@ -51,6 +51,12 @@ def test_prose_keeps_its_line_breaks_and_its_dunder_names() -> None:
     assert "A second line." in lines
 
 
+def test_places_may_be_indented() -> None:
+    blocks = split_all("One class:\n\n    a.py:2 class P1(Protocol)\n    a.py:3 class P2(P1)\n")
+    assert [block.kind for block in blocks] == ["markdown", "lines"]
+    assert drawn(*blocks).splitlines()[-2:] == ["    a.py:2 class P1(Protocol)", "    a.py:3 class P2(P1)"]
+
+
 def test_verbatim_lines_are_literal_whatever_they_look_like() -> None:
     line = "* not *a* list  __x__"
     assert split_all(line + "\n", verbatim={line}) == (Block("lines", line),)

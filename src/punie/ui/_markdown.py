@@ -12,14 +12,15 @@ from typing import ClassVar, Literal, TypeAlias
 
 from markdown_it.token import Token
 from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
-from rich.markdown import Heading, Markdown
+from rich.markdown import CodeBlock, Heading, Markdown
 from rich.segment import Segment
+from rich.syntax import Syntax
 from rich.text import Text
 
 Kind: TypeAlias = Literal["markdown", "lines"]
 
 _FENCE = re.compile(r" {0,3}(`{3,}|~{3,})")
-_PLACE = re.compile(r"(?P<place>[\w./@+~-]+\.\w+:\d+(?:-\d+)?)(?P<rest>(?:[ :].*)?)$")
+_PLACE = re.compile(r"(?P<place>\s*[\w./@+~-]+\.\w+:\d+(?:-\d+)?)(?P<rest>(?:[ :].*)?)$")
 _NUMBERED = re.compile(r"\d+\t")
 _CODE_SPAN = re.compile(r"(`+[^`]*`+)")
 
@@ -87,7 +88,8 @@ def _boundaries(text: str, verbatim: Collection[str]) -> Iterator[tuple[int, Kin
 
 
 def _is_literal(line: str, verbatim: Collection[str]) -> bool:
-    return bool(line.strip()) and (line in verbatim or bool(_PLACE.match(line)) or bool(_NUMBERED.match(line)))
+    bare = line.strip()
+    return bool(bare) and (line in verbatim or bare in verbatim or bool(_PLACE.match(line) or _NUMBERED.match(line)))
 
 
 def draw(block: Block) -> RenderableType:
@@ -110,10 +112,18 @@ class _Heading(Heading):
         yield Text.assemble(("#" * int(self.tag[1:]) + " ", "dim"), self.text, style="bold")
 
 
+class _Code(CodeBlock):
+    """Code without the empty lines above and below it: blocks are set apart already."""
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        code = str(self.text).rstrip()
+        yield Syntax(code, self.lexer_name, theme=self.theme, word_wrap=True, padding=(0, 1))
+
+
 class AnswerMarkdown(Markdown):
     """Markdown the way a model writes it: line breaks stay, `__dunder__` names stay, nothing becomes a link."""
 
-    elements: ClassVar = Markdown.elements | {"heading_open": _Heading}
+    elements: ClassVar = Markdown.elements | {"heading_open": _Heading, "fence": _Code, "code_block": _Code}
 
     def __init__(self, text: str) -> None:
         super().__init__(keep_names(text), hyperlinks=False, code_theme="ansi_dark")
