@@ -11,6 +11,8 @@ import pytest
 from safetensors.numpy import load_file
 from tests.backends import tiny
 
+from punie import wire
+from punie.backends import _gguf, _weights
 from punie.backends._mlx import mx
 from punie.errors import ModelError, UsageError
 from punie.wire import Example
@@ -18,10 +20,11 @@ from punie_training import checkpoint, plan
 from punie_training._loss import collate, summed_loss
 from punie_training.base import load
 from punie_training.checkpoint import Checkpoint
+from punie_training.examples import declarations, prepare
 from punie_training.plot import write_curve
 from punie_training.progress import Progress
 from punie_training.recipe import Data, Lora, Optim, Recipe, Watch
-from punie_training.trainer import train
+from punie_training.trainer import main, train
 
 RECIPE = Recipe(
     lora=Lora(rank=4, layers=tiny.LAYERS),
@@ -260,8 +263,6 @@ def test_loads_a_model_directory_too(base, tmp_path):
 
     model = load(base)
     mx.save_safetensors(str(tmp_path / "model.safetensors"), dict(tree_flatten(model.parameters())))
-    from punie.backends import _gguf
-
     (tmp_path / "config.json").write_text(json.dumps(_gguf.config(base)))
     prompt = mx.array([[1, 5, 9]])
     assert mx.array_equal(load(tmp_path)(prompt), model(prompt))
@@ -277,3 +278,55 @@ def test_a_person_may_interrupt_and_go_on(base, tmp_path):
     seen = []
     train(RECIPE, rows=sentences(), base=base, out=tmp_path, resume=True, on_step=seen.append)
     assert seen[0].update == 11
+
+
+def test_the_command_trains_from_a_data_file(base, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    lines = []
+    for i in range(12):
+        messages = [{"role": "user", "content": f"where is number {i}"}, {"role": "assistant", "content": "here " * 3}]
+        lines.append(json.dumps({"id": str(i), "family": "count", "project": "p", "messages": messages, "expect": {}}))
+    (tmp_path / "rows.jsonl").write_text("\n".join(lines) + "\n")
+    recipe = (
+        "[lora]\nlayers = 2\nrank = 2\n[data]\nmax_tokens = 2000\n[eval]\ndev_rows = 2\n[optim]\nbatch_tokens = 9000\n"
+    )
+    (tmp_path / "0009-try.toml").write_text(recipe)
+    assert main(["0009-try.toml", "--data", "rows.jsonl", "--base", str(base)]) == 0
+    run = tmp_path / "training" / "runs" / "0009-try"
+    assert {p.name for p in run.iterdir()} == {
+        "adapter",
+        "checkpoints",
+        "loss.json",
+        "loss.png",
+        "state.safetensors",
+        "train.log",
+    }
+    assert (run / "adapter" / "chat_template.jinja").read_text() == _weights.shipped_template()
+    assert "10 rows in" in capsys.readouterr().err
+
+
+def test_rows_are_rendered_as_the_model_is_served(base, tmp_path):
+    messages = [
+        {"role": "user", "content": "where is Flask"},
+        {"role": "assistant", "calls": [{"name": "find_symbol", "arguments": {"name": "Flask"}}]},
+        {"role": "tool", "content": "1 definition of Flask\na.py:1 class Flask"},
+        {"role": "assistant", "content": "There: [[result]]"},
+    ]
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps({"id": "1", "family": "definition", "project": "p", "messages": messages}) + "\n")
+    prepared = prepare(Recipe(), data=path, base=base)
+    (example,) = prepared.examples
+    renderer = wire.Wire(_gguf.tokenizer(base), template=prepared.template, view=wire.View())
+    served = renderer.prompt([wire.Message("user", "where is Flask")], declarations())
+    assert example.tokens[: len(served)] == served
+    assert not any(example.mask[: len(served)])
+    learned = renderer.tokenizer.decode(
+        [t for t, m in zip(example.tokens, example.mask, strict=True) if m], skip_special_tokens=False
+    )
+    call = '<tool_call>\n{"name": "find_symbol", "arguments": {"name": "Flask"}}\n</tool_call>'
+    assert learned == f"{call}<|im_end|>There: [[result]]<|im_end|>"
+
+
+def test_a_missing_data_file_names_the_command_that_makes_it(base, tmp_path):
+    with pytest.raises(UsageError, match="punie train data"):
+        prepare(Recipe(), data=tmp_path / "none.jsonl", base=base)
