@@ -25,6 +25,8 @@ class TurnDrawing:
         self._pending = ""
         self._streamed = ""
         """The text since the last tool result, printed or not."""
+        self._withdrawn = ""
+        """Text that was printed and then taken back, until it is known what stands in its place."""
         self._gap = False
         self._calls: dict[str, str] = {}
         self._verbatim: set[str] = set()
@@ -59,10 +61,13 @@ class TurnDrawing:
         safe = self._cleaner.feed(delta)
         self._streamed += safe
         self._pending += safe
-        blocks, self._pending = split(self._pending, verbatim=self._verbatim)
-        self._print(blocks)
+        self._settle_withdrawn()
+        if not self._withdrawn:
+            blocks, self._pending = split(self._pending, verbatim=self._verbatim)
+            self._print(blocks)
 
     def _flush(self) -> None:
+        self._settle_withdrawn(ended=True)
         blocks = split_all(self._pending, verbatim=self._verbatim)
         self._pending = ""
         self._print(blocks)
@@ -77,15 +82,25 @@ class TurnDrawing:
             self._gap = block.gap
 
     def _replace(self, text: str) -> None:
-        """Draw what changed. What has scrolled away cannot be taken back: then it is said that it does not count."""
-        new = clean(text)
-        printed = self._streamed[: len(self._streamed) - len(self._pending)]
-        if not new.startswith(printed):
-            self._console.print(Text("Corrected:" if new.strip() else "The text above is withdrawn.", "dim"))
-            printed = ""
-        self._streamed = new
-        self._pending = new.removeprefix(printed)
+        """Take back what was streamed, and draw what stands in its place."""
+        self._withdrawn = self._withdrawn or self._streamed[: len(self._streamed) - len(self._pending)]
         self._cleaner = Cleaner()
+        self._streamed = self._pending = ""
+        self._text(text)
+
+    def _settle_withdrawn(self, *, ended: bool = False) -> None:
+        """What has scrolled away cannot be taken back: if something else follows, say that it does not count.
+
+        A reply is often withdrawn and then given again as it was, so this waits until the two differ.
+        """
+        if not self._withdrawn or (not ended and self._withdrawn.startswith(self._pending)):
+            return
+        if self._pending.startswith(self._withdrawn):
+            self._pending = self._pending.removeprefix(self._withdrawn)
+        else:
+            corrected = "Corrected:" if self._pending.strip() else "The text above is withdrawn."
+            self._console.print(Text(corrected, "dim"))
+        self._withdrawn = ""
 
     def _result(self, event: events.ToolReturned) -> None:
         call = self._calls.pop(event.id, clean(event.name))
