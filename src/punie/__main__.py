@@ -2,7 +2,7 @@
 
 import sys
 
-# `python -m` puts the working directory first on the path: a repository's `rich.py` must not be imported in place of rich.
+# `python -m` puts the working directory first on the path, and a repository's `rich.py` must not be taken for rich.
 if not sys.flags.safe_path and sys.path:
     del sys.path[0]
 

@@ -2,7 +2,17 @@ import io
 
 from rich.console import Console
 
-from punie.agent.events import Event, Notice, Text, TextReplaced, Timing, ToolCalled, ToolReturned, TurnEnded, UsageUpdated
+from punie.agent.events import (
+    Event,
+    Notice,
+    Text,
+    TextReplaced,
+    Timing,
+    ToolCalled,
+    ToolReturned,
+    TurnEnded,
+    UsageUpdated,
+)
 from punie.ui._draw import TurnDrawing, diff_text
 from punie.ui._screen import Screen
 

@@ -79,9 +79,23 @@ class Chat:
         self._input = input_session(history=history, completer=completer, toolbar=self._toolbar)
 
     async def run(self, first: str | None) -> int:
-        """Take prompts until the user leaves."""
+        """Take prompts until the user leaves, or a signal ends it the orderly way: the terminal is restored."""
+        ended: list[int] = []
+        conversation = asyncio.ensure_future(self._converse(first))
+
+        def end(number: int) -> None:
+            ended.append(number)
+            conversation.cancel()
+
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            asyncio.get_running_loop().add_signal_handler(number, end, number)
         with quiet_keys() as self._restore_keys:
-            return await self._converse(first)
+            try:
+                return await conversation
+            except asyncio.CancelledError:
+                if not ended:
+                    raise
+                return 128 + ended[0]
 
     async def _converse(self, first: str | None) -> int:
         self._greet()
