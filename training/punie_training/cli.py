@@ -41,7 +41,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _data_command(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, default=HOME / "data")
-    parser.add_argument("--rows", type=int, default=2800, help="tool rows to aim for")
+    parser.add_argument("--rows", type=int, default=3200, help="tool rows to aim for")
     parser.add_argument("--seed", type=int, default=0)
     parser.set_defaults(command=_data)
 

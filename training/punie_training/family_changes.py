@@ -131,7 +131,8 @@ def edit(subject: Subject) -> Iterator[Turn]:
         fit = [x for x in lines if 8 <= len(x) <= LONGEST_LINE and text.count(x) == 1 and "`" not in x and x.isascii()]
         for old in subject.rng.sample(fit, min(2, len(fit))):
             new = _changed(subject, old)
-            if new and new != old:
+            is_code = path.endswith(".py") and re.search(r"[A-Za-z]{3}", old)
+            if new and new != old and (is_code or "  # " not in new):
                 yield _replaced(subject, path, old=old, new=new)
 
 

@@ -324,7 +324,7 @@ def card(rows: Sequence[Row], rejected: Sequence[Rejected]) -> Mapping[str, obje
     }
 
 
-async def build(out: Path, *, cache_dir: Path, wanted: int = 2800, seed: int = 0) -> Mapping[str, object]:
+async def build(out: Path, *, cache_dir: Path, wanted: int = 3200, seed: int = 0) -> Mapping[str, object]:
     """Write `train.jsonl` and its data card into a directory; returns the card."""
     crop = await harvest(studios("train", cache_dir=cache_dir), wanted=wanted, seed=seed)
     plain = list(direct_rows("train"))
