@@ -4,7 +4,6 @@ The names below are loaded when they are first used: `import punie` itself loads
 """
 
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -42,6 +41,8 @@ def __dir__() -> list[str]:
 
 
 def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version  # slower to import than all of `punie --help`
+
     try:
         return version("punie")
     except PackageNotFoundError:

@@ -95,10 +95,10 @@ WHOLE = View(head=10**9, tail=0, width=10**9)
 
 @dataclass(frozen=True)
 class Example:
-    """One training row: token ids, and a mask of the same length that is 1 where the loss counts."""
+    """One training row: token ids, and as many weights in the loss: 0 where it does not count, 1 where it does."""
 
     tokens: tuple[int, ...]
-    mask: tuple[int, ...]
+    mask: tuple[float, ...]
 
 
 class Wire:

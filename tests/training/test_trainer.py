@@ -1,6 +1,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from tests.backends import tiny
 from punie import wire
 from punie.backends import _gguf, _weights
 from punie.backends._mlx import mx
-from punie.errors import ModelError, UsageError
+from punie.errors import ConfigError, ModelError, UsageError
 from punie.wire import Example
 from punie_training import checkpoint, plan
 from punie_training._loss import collate, summed_loss
@@ -128,13 +129,29 @@ def test_the_same_run_twice_gives_the_same_weights(finished, base, tmp_path):
     [
         RECIPE.model_copy(update={"optim": RECIPE.optim.model_copy(update={"clip": 1e-3})}),
         RECIPE.model_copy(update={"optim": RECIPE.optim.model_copy(update={"weight_decay": 0.5})}),
+        RECIPE.model_copy(update={"optim": RECIPE.optim.model_copy(update={"beta2": 0.5})}),
     ],
-    ids=["clip", "weight decay"],
+    ids=["clip", "weight decay", "beta2"],
 )
-def test_clip_and_weight_decay_reach_the_optimizer(finished, base, tmp_path, changed):
+def test_optimizer_settings_reach_the_optimizer(finished, base, tmp_path, changed):
     train(changed, rows=sentences(), base=base, out=tmp_path)
     ours, theirs = (load_file(d / "adapter" / "adapters.safetensors") for d in (tmp_path, finished[0]))
     assert not all(np.array_equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_a_run_can_start_from_the_adapter_of_another(finished, base, tmp_path):
+    shutil.copytree(finished[0], tmp_path / "first")
+    still = {"start": "first", "optim": RECIPE.optim.model_copy(update={"lr": 1e-12, "weight_decay": 0.0})}
+    train(RECIPE.model_copy(update=still), rows=sentences(), base=base, out=tmp_path / "second")
+    ours, theirs = (load_file(d / "adapter" / "adapters.safetensors") for d in (tmp_path / "second", finished[0]))
+    assert all(np.allclose(ours[name], theirs[name], atol=1e-6) for name in ours)
+
+
+def test_an_adapter_of_another_shape_cannot_be_trained_further(finished, base, tmp_path):
+    shutil.copytree(finished[0], tmp_path / "first")
+    other = {"start": "first", "lora": RECIPE.lora.model_copy(update={"rank": 2})}
+    with pytest.raises(ConfigError, match="does not fit"):
+        train(RECIPE.model_copy(update=other), rows=sentences(), base=base, out=tmp_path / "second")
 
 
 # --- stopping and going on -----------------------------------------------------------------------------------------

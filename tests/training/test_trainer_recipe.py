@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 from tests.backends import tiny
 
@@ -7,7 +9,7 @@ from punie.wire import Example
 from punie_training import plan
 from punie_training.adapter import add_lora, weights
 from punie_training.base import load
-from punie_training.examples import Row, choose
+from punie_training.examples import Row, choose, loss_weight
 from punie_training.recipe import Data, Lora, Optim, Recipe, Watch
 
 BASE = Recipe(data=Data(rows=30), lora=Lora(rank=4, layers=2), optim=Optim(warmup=2, batch_tokens=60))
@@ -15,8 +17,10 @@ BASE = Recipe(data=Data(rows=30), lora=Lora(rank=4, layers=2), optim=Optim(warmu
 # One other value for every field. `base` decides which model is fetched; the command line shows it in `prepare`.
 OTHERS = {
     "seed": 1,
+    "start": "another-run",
     "data.rows": 20,
     "data.direct_share": 0.5,
+    "data.direct_weight": 0.5,
     "data.families": ("count",),
     "data.projects": 1,
     "data.max_tokens": 30,
@@ -31,11 +35,13 @@ OTHERS = {
     "optim.accumulation": 3,
     "optim.clip": 0.5,
     "optim.weight_decay": 0.1,
+    "optim.beta2": 0.9,
+    "optim.window": 4,
     "eval.dev_rows": 4,
     "eval.every": 3,
 }
 # What `optimizers` and the loop take as they are; test_trainer.py shows their effect on the trained weights.
-SEEN_IN_TRAINING = {"optim.clip", "optim.weight_decay", "eval.every"}
+SEEN_IN_TRAINING = {"start", "optim.beta2", "optim.clip", "optim.weight_decay", "eval.every"}
 
 
 def rows() -> tuple[Row, ...]:
@@ -53,9 +59,14 @@ def example(row: Row) -> Example:
     return Example((1, 2, *range(5, 3 + length)), (0,) * (length - 3) + (1,) * 3)
 
 
+def weighted(row: Row, data: Data) -> Example:
+    plain = example(row)
+    return replace(plain, mask=tuple(counts * loss_weight(row, data) for counts in plain.mask))
+
+
 def effects(recipe: Recipe, model) -> tuple[object, ...]:
     """Everything the recipe decides before the first update."""
-    chosen = plan.select([example(r) for r in choose(rows(), recipe.data, seed=recipe.seed)], recipe)
+    chosen = plan.select([weighted(r, recipe.data) for r in choose(rows(), recipe.data, seed=recipe.seed)], recipe)
     updates = plan.updates(chosen.train, recipe, prefix=2)
     rates = tuple(plan.learning_rate(recipe, update=u, total=20) for u in range(20))
     add_lora(model, recipe.lora, seed=recipe.seed)

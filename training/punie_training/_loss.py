@@ -21,12 +21,14 @@ from punie_training import _ops
 
 @dataclass(frozen=True)
 class Batch:
-    """Arrays of a batch: `prefix` (P), `suffix` (B, S) right-padded, `positions` into B*S and their `targets`."""
+    """Arrays: `prefix` (P), `suffix` (B, S) right-padded, `positions` into B*S, their `targets` and `weights`."""
 
     prefix: mx.array
     suffix: mx.array
     positions: mx.array
     targets: mx.array
+    weights: mx.array
+    """What each learned token counts, float32; their sum is what a loss is divided by."""
 
     @property
     def computed_tokens(self) -> int:
@@ -38,10 +40,14 @@ def shared_prefix(rows: Sequence[Example]) -> int:
     """Length of the tokens common to all rows, short of every position that predicts a learned token."""
     first, last = min(row.tokens for row in rows), max(row.tokens for row in rows)
     common = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), min(len(first), len(last)))
-    length = min(common, *(row.mask.index(1) - 1 for row in rows))
+    length = min(common, *(_first_learned(row) - 1 for row in rows))
     if length < 1:
         raise ValueError("rows must begin with the same token, and learn nothing before their third one")
     return length
+
+
+def _first_learned(row: Example) -> int:
+    return next(i for i, weight in enumerate(row.mask) if weight)
 
 
 def collate(rows: Sequence[Example]) -> Batch:
@@ -49,22 +55,24 @@ def collate(rows: Sequence[Example]) -> Batch:
     prefix = shared_prefix(rows)
     width = max(len(row.tokens) for row in rows) - 1 - prefix
     suffix = np.zeros((len(rows), width), dtype=np.int32)
-    positions, targets = [], []
+    positions, targets, weights = [], [], []
     for number, row in enumerate(rows):
         suffix[number, : len(row.tokens) - 1 - prefix] = row.tokens[prefix:-1]
         learned = [i for i, wanted in enumerate(row.mask) if wanted and i > 0]
         positions += [number * width + i - 1 - prefix for i in learned]
         targets += [row.tokens[i] for i in learned]
+        weights += [row.mask[i] for i in learned]
     head = np.array(rows[0].tokens[:prefix], dtype=np.int32)
-    return Batch(mx.array(head), mx.array(suffix), mx.array(positions), mx.array(targets))
+    arrays = (mx.array(x) for x in (head, suffix, positions, targets))
+    return Batch(*arrays, weights=mx.array(weights, dtype=mx.float32))
 
 
 def summed_loss(model: Any, batch: Batch) -> mx.array:
-    """Sum of the cross entropies of the learned tokens; `model` is an mlx-lm Llama or Qwen2 model."""
+    """Weighted sum of the cross entropies of the learned tokens; `model` is an mlx-lm Llama or Qwen2 model."""
     hidden = _suffix_states(model.model, batch)[batch.positions]
     embedding = model.model.embed_tokens
     project = embedding.as_linear if model.args.tie_word_embeddings else model.lm_head
-    return _ops.cross_entropy(project(hidden).astype(mx.float32), batch.targets)
+    return (_ops.cross_entropy(project(hidden).astype(mx.float32), batch.targets) * batch.weights).sum()
 
 
 def _suffix_states(network: Any, batch: Batch) -> mx.array:

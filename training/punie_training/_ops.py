@@ -89,13 +89,13 @@ def joint_softmax(left: mx.array, right: mx.array) -> Pair:
 def _cross_entropy_gradient(primals: Pair, cotangent: mx.array, _: mx.array) -> Pair:
     logits, targets = primals
     gradient = exp(logits - _logsumexp(logits)).at[mx.arange(len(targets)), targets].add(-1.0)
-    return gradient * cotangent, mx.zeros_like(targets)
+    return gradient * cotangent[:, None], mx.zeros_like(targets)
 
 
 @_with_gradient(_cross_entropy_gradient)
 def cross_entropy(logits: mx.array, targets: mx.array) -> mx.array:
-    """Negative log probability of `targets` (N) under `logits` (N, V), summed."""
-    return (_logsumexp(logits) - mx.take_along_axis(logits, targets[:, None], axis=-1)).sum()
+    """Negative log probability of `targets` (N) under `logits` (N, V): N numbers."""
+    return (_logsumexp(logits) - mx.take_along_axis(logits, targets[:, None], axis=-1))[:, 0]
 
 
 def _logsumexp(logits: mx.array) -> mx.array:

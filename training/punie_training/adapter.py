@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from mlx.utils import tree_flatten
 from mlx_lm.tuner.utils import linear_to_lora_layers
@@ -26,6 +26,15 @@ def add_lora(model: Any, lora: Lora, *, seed: int) -> None:
     model.freeze()
     linear_to_lora_layers(model, lora.layers, _parameters(lora))
     mx.eval(model.parameters())
+
+
+def continue_from(model: Any, file: Path) -> None:
+    """Put saved matrices into the trainable ones, in their precision: float16 is thirty times slower on a CPU."""
+    saved = cast("dict[str, mx.array]", mx.load(str(file)))
+    own = weights(model)
+    if {name: value.shape for name, value in saved.items()} != {name: value.shape for name, value in own.items()}:
+        raise ConfigError(f"{file} does not fit the [lora] table of the recipe.")
+    model.load_weights([(name, value.astype(own[name].dtype)) for name, value in saved.items()], strict=False)
 
 
 def weights(model: Any) -> dict[str, mx.array]:

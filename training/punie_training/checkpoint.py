@@ -70,5 +70,5 @@ def fingerprint(rows: Sequence[Example]) -> str:
     whole = hashlib.sha256()
     for row in rows:
         whole.update(struct.pack(f"<I{len(row.tokens)}I", len(row.tokens), *row.tokens))
-        whole.update(bytes(row.mask))
+        whole.update(repr(row.mask).encode())
     return whole.hexdigest()

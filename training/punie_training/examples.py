@@ -3,7 +3,7 @@
 import json
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
@@ -57,8 +57,20 @@ def prepare(recipe: Recipe, *, data: Path, base: Path | None = None) -> Prepared
     renderer = wire.Wire(_tokenizer(path), template=template, view=wire.View())
     rows = choose(read(data), recipe.data, seed=recipe.seed)
     offered = declarations()
-    examples = tuple(renderer.example([m.plain() for m in row.messages], offered) for row in rows)
+    examples = tuple(
+        _weighted(renderer.example([m.plain() for m in row.messages], offered), loss_weight(row, recipe.data))
+        for row in rows
+    )
     return Prepared(examples, path, template)
+
+
+def loss_weight(row: Row, data: Data) -> float:
+    """What the learned tokens of a row count in the loss."""
+    return 1.0 if row.project else data.direct_weight
+
+
+def _weighted(example: wire.Example, weight: float) -> wire.Example:
+    return replace(example, mask=tuple(counts * weight for counts in example.mask))
 
 
 def _tokenizer(base: Path):

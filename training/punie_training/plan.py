@@ -12,8 +12,6 @@ import numpy as np
 from punie.wire import Example
 from punie_training.recipe import Recipe
 
-_ROWS_SORTED_TOGETHER = 256
-
 
 @dataclass(frozen=True)
 class Selection:
@@ -39,12 +37,14 @@ def select(rows: Sequence[Example], recipe: Recipe) -> Selection:
     )
 
 
-def batches(rows: Sequence[Example], *, prefix: int, batch_tokens: int, order: Sequence[int]) -> Iterator[list[int]]:
+def batches(
+    rows: Sequence[Example], *, prefix: int, batch_tokens: int, order: Sequence[int], window: int = 256
+) -> Iterator[list[int]]:
     """Rows of like length together, at most `batch_tokens` a batch, the shared prefix counted once."""
-    for start in range(0, len(order), _ROWS_SORTED_TOGETHER):
-        window = sorted(order[start : start + _ROWS_SORTED_TOGETHER], key=lambda i: len(rows[i].tokens))
+    for start in range(0, len(order), window):
+        together = sorted(order[start : start + window], key=lambda i: len(rows[i].tokens))
         batch: list[int] = []
-        for index in window:
+        for index in together:
             width = len(rows[index].tokens) - 1 - prefix
             if batch and prefix + (len(batch) + 1) * width > batch_tokens:
                 yield batch
@@ -59,7 +59,11 @@ def updates(rows: Sequence[Example], recipe: Recipe, *, prefix: int) -> tuple[tu
     for epoch in range(recipe.optim.epochs):
         rng = np.random.default_rng([recipe.seed, 2, epoch])
         order = rng.permutation(len(rows)).tolist()
-        made = list(batches(rows, prefix=prefix, batch_tokens=recipe.optim.batch_tokens, order=order))
+        made = list(
+            batches(
+                rows, prefix=prefix, batch_tokens=recipe.optim.batch_tokens, order=order, window=recipe.optim.window
+            )
+        )
         shuffled = [tuple(made[i]) for i in rng.permutation(len(made))]
         step = recipe.optim.accumulation
         planned += [tuple(shuffled[i : i + step]) for i in range(0, len(shuffled), step)]

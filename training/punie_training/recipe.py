@@ -31,6 +31,8 @@ class Data(_Part):
     """At most this many."""
     direct_share: float | None = Field(default=None, ge=0, le=1)
     """Share of rows answered without a tool; None takes them as they come."""
+    direct_weight: float = Field(default=1.0, gt=0, le=1)
+    """What a token of an answer without a tool counts in the loss: its gradients are larger and drown the calls."""
     families: tuple[str, ...] = ()
     """Only these families of tool questions; none named means all."""
     projects: int | None = Field(default=None, gt=0)
@@ -61,6 +63,10 @@ class Optim(_Part):
     """Batches per update."""
     clip: float = Field(default=1.0, gt=0)
     weight_decay: float = Field(default=0.0, ge=0)
+    beta2: float = Field(default=0.999, gt=0, lt=1)
+    """AdamW's memory for the size of gradients."""
+    window: int = Field(default=256, gt=0)
+    """Rows in random order, of which those of like length meet in a batch."""
 
 
 class Watch(_Part):
@@ -76,6 +82,8 @@ class Recipe(_Part):
     """One training run."""
 
     base: str = "smollm2-135m"
+    start: str = ""
+    """Run beside this one whose adapter is trained further; none starts from nothing."""
     seed: int = 0
     data: Data = Data()
     lora: Lora = Lora()

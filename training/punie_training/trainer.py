@@ -9,16 +9,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+# MLX has to come after the BLAS that punie.backends._mlx loads for it.
+from punie.backends._mlx import mx, optimizers, require_blas  # isort: skip
 from mlx.nn.utils import value_and_grad
 from mlx.utils import tree_map
 
-from punie.backends._mlx import mx, optimizers, require_blas
 from punie.errors import ModelError, UsageError
 from punie.wire import Example
 from punie_training import plan
 from punie_training._loss import collate, shared_prefix, summed_loss
 from punie_training._memory import keep_freed_memory
-from punie_training.adapter import add_lora, save_adapter, weights
+from punie_training.adapter import add_lora, continue_from, save_adapter, weights
 from punie_training.base import digest, load
 from punie_training.checkpoint import Checkpoint, Point, fingerprint
 from punie_training.recipe import Recipe
@@ -105,13 +106,24 @@ class _Run:
         self.updates = plan.updates(self.chosen.train, recipe, prefix=self.prefix)
         self.model = load(base)
         add_lora(self.model, recipe.lora, seed=recipe.seed)
+        start = out.parent / recipe.start / "adapter" / "adapters.safetensors" if recipe.start else None
+        if start:
+            continue_from(self.model, start)
         self.model.train()
         self.optimizer = optimizers.AdamW(
-            learning_rate=recipe.optim.lr, weight_decay=recipe.optim.weight_decay, bias_correction=True
+            learning_rate=recipe.optim.lr,
+            betas=[0.9, recipe.optim.beta2],
+            weight_decay=recipe.optim.weight_decay,
+            bias_correction=True,
         )
         self.optimizer.init(self.model.trainable_parameters())
         self.history: list[Point] = []
-        self.identity = {"recipe": recipe.hash, "data": fingerprint(self.chosen.train), "base": digest(base)}
+        self.identity = {
+            "recipe": recipe.hash,
+            "data": fingerprint(self.chosen.train),
+            "base": digest(base),
+            "start": digest(start) if start else "",
+        }
         self.checkpoint = Checkpoint(out / "state.safetensors", identity=self.identity)
         self._gradient = value_and_grad(self.model, lambda batch: summed_loss(self.model, batch))
 
@@ -171,14 +183,14 @@ class _Run:
             )
 
     def _update(self, number: int) -> tuple[Point, int]:
-        total, gradients, learned = 0.0, None, 0
+        total, gradients, learned = 0.0, None, 0.0
         rows = [[self.chosen.train[i] for i in batch] for batch in self.updates[number]]
         for group in rows:
             batch = collate(group)
             loss, gradient = self._gradient(batch)
             gradients = gradient if gradients is None else tree_map(mx.add, gradients, gradient)
             mx.eval(loss, gradients)
-            total, learned = total + _number(loss), learned + batch.targets.size
+            total, learned = total + _number(loss), learned + float(batch.weights.sum().item())
         mean = total / learned
         norm = self._apply(gradients, learned=learned, number=number)
         if not math.isfinite(mean) or not math.isfinite(norm):
@@ -190,7 +202,7 @@ class _Run:
         rate = plan.learning_rate(self.recipe, update=number, total=len(self.updates))
         return Point(number + 1, mean, self._dev_loss(number), rate, norm, tokens), sum(map(len, rows))
 
-    def _apply(self, gradients: Any, *, learned: int, number: int) -> float:
+    def _apply(self, gradients: Any, *, learned: float, number: int) -> float:
         """Clip and step; a gradient that is not finite leaves the weights alone."""
         gradients = tree_map(lambda g: g / learned, gradients)
         clipped, norm = optimizers.clip_grad_norm(gradients, max_norm=self.recipe.optim.clip)
@@ -206,10 +218,13 @@ class _Run:
             return None
         order = range(len(self.chosen.dev))
         size = self.recipe.optim.batch_tokens
-        total, learned = 0.0, 0
+        total, learned = 0.0, 0.0
         for indices in plan.batches(self.chosen.dev, prefix=self.prefix, batch_tokens=size, order=order):
             batch = collate([self.chosen.dev[i] for i in indices])
-            total, learned = total + _number(summed_loss(self.model, batch)), learned + batch.targets.size
+            total, learned = (
+                total + _number(summed_loss(self.model, batch)),
+                learned + float(batch.weights.sum().item()),
+            )
         return total / learned
 
     def _is_checkpoint(self, number: int) -> bool:

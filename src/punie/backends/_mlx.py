@@ -33,6 +33,9 @@ def _cpu_flags() -> frozenset[str]:
     return frozenset(next((line for line in lines if line.startswith("flags")), "").split())
 
 
+if sys.platform == "linux" and "mlx.core" in sys.modules:
+    raise ImportError("punie.backends._mlx must be imported before mlx, or MLX runs on the reference BLAS")
+
 BLAS = _preload_blas() if sys.platform == "linux" else "Accelerate"
 
 try:
