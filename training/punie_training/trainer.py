@@ -190,7 +190,7 @@ class _Run:
             loss, gradient = self._gradient(batch)
             gradients = gradient if gradients is None else tree_map(mx.add, gradients, gradient)
             mx.eval(loss, gradients)
-            total, learned = total + _number(loss), learned + float(batch.weights.sum().item())
+            total, learned = total + _number(loss), learned + _number(batch.weights.sum())
         mean = total / learned
         norm = self._apply(gradients, learned=learned, number=number)
         if not math.isfinite(mean) or not math.isfinite(norm):
@@ -223,7 +223,7 @@ class _Run:
             batch = collate([self.chosen.dev[i] for i in indices])
             total, learned = (
                 total + _number(summed_loss(self.model, batch)),
-                learned + float(batch.weights.sum().item()),
+                learned + _number(batch.weights.sum()),
             )
         return total / learned
 

@@ -2,7 +2,7 @@
 
 import asyncio
 import weakref
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from concurrent.futures import Future
 from contextlib import asynccontextmanager
 from typing import Any, ClassVar
@@ -149,6 +149,13 @@ class LocalModel(Model[None]):
         loaded = await self.loaded()
         prompt = loaded.wire.prompt(wire.conversation(messages), _declarations(parameters))
         return RequestUsage(input_tokens=len(prompt))
+
+    async def continue_tokens(self, prompt: Sequence[int], *, max_tokens: int) -> AsyncIterator[Piece]:
+        """Continue token ids greedily with nothing around them: what the engine alone does, for benchmarks."""
+        loaded = await self.loaded()
+        generation = self._runtime.generate(loaded.engine, Job(tuple(prompt), max_tokens=max_tokens))
+        async for piece in generation.pieces():
+            yield piece
 
     async def loaded(self) -> Loaded:
         """Wait for the weights. Raises what went wrong with them."""

@@ -77,15 +77,21 @@ class LocalStream(StreamedResponse):
         shown = "".join(self._shown)
         text = self._expanded(reply.text)
         if shown and (text != shown or reply.text != shown):
-            # What was streamed is kept where it only differs at its ends; a call in another dialect is taken out.
-            content = shown if shown.strip() == text.strip() else text
-            part = TextPart(content, provider_details={"raw": reply.text})
-            yield self._parts_manager.handle_part(vendor_part_id=_TEXT, part=part)
+            yield from self._settle(reply.text, keep=shown.strip() == text.strip())
         for call in reply.calls:
             part = ToolCallPart(call.name, call.arguments)
             yield self._parts_manager.handle_part(vendor_part_id=None, part=part)
         if reply.calls and self.finish_reason == "stop":
             self.finish_reason = "tool_call"
+
+    def _settle(self, raw: str, *, keep: bool) -> Iterator[ModelResponseStreamEvent]:
+        """Note what the model itself wrote; a call in another dialect is taken out of what was streamed."""
+        details = {"raw": raw}
+        if keep:
+            yield from self._parts_manager.handle_text_delta(vendor_part_id=_TEXT, content="", provider_details=details)
+        else:
+            part = TextPart(self._expanded(raw), provider_details=details)
+            yield self._parts_manager.handle_part(vendor_part_id=_TEXT, part=part)
 
     def _expanded(self, text: str) -> str:
         fresh = wire.Expander(self.lines)

@@ -70,7 +70,28 @@ def load_model(setup: Setup, on_progress: OnProgress) -> "Model":
     from punie.backends import build
 
     cache_dir = setup.settings.cache_dir
-    return build(setup.config.model, setup.config, cache_dir=cache_dir, on_progress=on_progress)
+    model = build(setup.config.model, setup.config, cache_dir=cache_dir, on_progress=on_progress)
+    _read_ahead(model, setup)
+    return model
+
+
+def _read_ahead(model: "Model", setup: Setup) -> None:
+    """Let a local model read its instructions and tools while the user still types."""
+    from punie.agent.instructions import instructions_for
+    from punie.backends._local import LocalModel
+    from punie.tools import toolset
+
+    if isinstance(model, LocalModel):
+        instructions = instructions_for(setup.config, compact=model.compact)
+        offered = toolset(_offered(setup)).tools.values()
+        model.warm(instructions, [tool.tool_def for tool in offered])
+
+
+def _offered(setup: Setup) -> tuple[str, ...]:
+    """The configured tools, as far as the permission mode lets the model have them."""
+    from punie.tools import READ_ONLY
+
+    return tuple(name for name in setup.config.tools if setup.mode != "plan" or name in READ_ONLY)
 
 
 def assemble(setup: Setup, *, model: "Model", ask: "Approver") -> "Agent[Workspace, str]":
@@ -79,10 +100,8 @@ def assemble(setup: Setup, *, model: "Model", ask: "Approver") -> "Agent[Workspa
 
     from punie.agent.approval import approver_for
     from punie.agent.factory import create_agent
-    from punie.tools import READ_ONLY
 
-    tools = tuple(name for name in setup.config.tools if setup.mode != "plan" or name in READ_ONLY)
-    config = setup.config.model_copy(update={"tools": tools})
+    config = setup.config.model_copy(update={"tools": _offered(setup)})
     approve = approver_for(setup.mode, allowed=setup.settings.allowed_tools, ask=ask)
     pydantic_ai.BANNER_ENABLED = False  # the terminal is Punie's to draw on
     return create_agent(config, model=model, approve=approve)
