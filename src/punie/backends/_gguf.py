@@ -138,13 +138,6 @@ def _pre_tokenizer(pre: str) -> Any:
     return Sequence([Digits(individual_digits=True), plain]) if pre in _INDIVIDUAL_DIGITS else plain
 
 
-def end_tokens(path: Path) -> tuple[int, ...]:
-    """The ids that end a turn."""
-    reader = open_gguf(path)
-    keys = ("tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id")
-    return tuple(dict.fromkeys(_number(reader, key) for key in keys if key in reader.fields))
-
-
 # --- reading -------------------------------------------------------------------------------------------------------
 
 
