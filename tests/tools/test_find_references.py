@@ -61,3 +61,17 @@ def test_many_references_say_how_to_reach_the_rest(project: Project):
     result = project.lines("find_references", "name")
     assert result[0] == "250 references to name"
     assert result[-1] == "... 50 more; narrow with search(name, glob=...)"
+
+
+def test_an_unknown_name_is_tried_without_regard_to_case(project: Project):
+    project.write("a.py", "def inject(): ...\n\ninject()\n")
+    assert project.lines("find_references", "Inject") == [
+        "1 reference to inject",
+        "a.py:3 inject()",
+        "(there is no Inject: this is the name that differs in upper and lower case only)",
+    ]
+
+
+def test_a_defined_name_without_uses_is_not_taken_for_another(project: Project):
+    project.write("a.py", "def inject(): ...\nclass Inject: ...\n\ninject()\n")
+    assert project.lines("find_references", "Inject")[0] == "0 references to Inject"

@@ -88,3 +88,12 @@ def test_nothing_found_names_bases_that_are_near(project: Project):
     project.write("a.py", "class A(Protocol): ...\n")
     assert project.lines("find_subclasses", "Protocl") == ["0 classes inherit from Protocl", "Nearest names: Protocol"]
     assert project.lines("find_subclasses", "A") == ["0 classes inherit from A"]
+
+
+def test_a_base_in_the_wrong_case(project: Project):
+    project.write("a.py", "from typing import Protocol\nclass A(Protocol): ...\n")
+    assert project.lines("find_subclasses", "protocol") == [
+        "1 class inherits from Protocol",
+        "a.py:2 class A(Protocol)",
+        "(there is no protocol: this is the name that differs in upper and lower case only)",
+    ]

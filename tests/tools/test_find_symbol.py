@@ -122,3 +122,16 @@ def test_sources_with_odd_bytes_and_warnings(project: Project):
     assert project.lines("find_symbol", "Café")[1] == "latin.py:2 class Café"
     assert project.lines("find_symbol", "Odd")[1] == "escape.py:1-2 class Odd"
     assert project.lines("find_symbol", "Marked")[1] == "bom.py:1 class Marked"
+
+
+def test_a_name_in_the_wrong_case_is_found_and_said(project: Project):
+    assert project.lines("find_symbol", "Flask.Serve") == [
+        "1 definition of Flask.serve",
+        "src/flask/app.py:18-20 async def Flask.serve(self, *args, **kwargs)",
+        "(there is no Flask.Serve: this is the name that differs in upper and lower case only)",
+    ]
+
+
+def test_two_names_that_differ_in_case_only_are_both_named(project: Project):
+    project.write("src/flask/other.py", "def SERVE(): ...\n")
+    assert project.lines("find_symbol", "Serve") == ["0 definitions of Serve", "Nearest names: SERVE, serve"]

@@ -7,7 +7,7 @@ from pydantic_ai import ModelRetry
 
 from punie.tools._facts import Facts, Symbol, module_of
 from punie.tools._index import Snapshot
-from punie.tools._output import nearest
+from punie.tools._output import clip, nearest
 
 _KEYWORD = re.compile(r"^(?:async\s+def|def|class)\s+")
 
@@ -134,6 +134,25 @@ def _children(snapshot: Snapshot) -> dict[str, list[Symbol]]:
 
 def _in_order(symbols: Iterable[Symbol]) -> list[Symbol]:
     return sorted(symbols, key=lambda symbol: (symbol.path, symbol.line))
+
+
+def respelled(name: str, snapshot: Snapshot, *, others: Iterable[str] = ()) -> str:
+    """The one known name that differs from an unknown one in upper and lower case only; "" if there is none.
+
+    People type names in lower case, and small models change the first letter while copying. `others` are names known
+    besides the definitions.
+    """
+    head, dot, last = name.rpartition(".")
+    others = set(others)
+    if last in snapshot.by_name or last in others:
+        return ""
+    same = {other for other in (*snapshot.by_name, *others) if other.casefold() == last.casefold()}
+    return f"{head}{dot}{same.pop()}" if len(same) == 1 else ""
+
+
+def case_note(name: str) -> str:
+    """The line that says that a name was found by ignoring case."""
+    return f"(there is no {clip(name)}: this is the name that differs in upper and lower case only)"
 
 
 def nearest_line(name: str, names: Iterable[str]) -> list[str]:

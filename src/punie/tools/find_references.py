@@ -2,7 +2,7 @@
 
 from pydantic_ai import RunContext
 
-from punie.tools._names import clean_name, nearest_line
+from punie.tools._names import case_note, clean_name, nearest_line, respelled
 from punie.tools._output import clip, counted, listing
 from punie.tools._workspace import Workspace
 
@@ -18,9 +18,12 @@ def find_references(ctx: RunContext[Workspace], name: str) -> str:
     wanted = clean_name(name).rpartition(".")[2]
     found = index.references(wanted)
     snapshot = index.refresh()
+    notes = index.gaps(snapshot, wanted)
+    if not found and (other := respelled(wanted, snapshot)):
+        notes.append(case_note(wanted))
+        wanted, found = other, index.references(other)
     header = f"{counted(len(found), 'reference')} to {clip(wanted)}"
     items = [f"{clip(use.path, limit=400)}:{use.line} {clip(use.text)}" for use in found]
-    notes = index.gaps(snapshot, wanted)
     if not found:
         notes = [*nearest_line(wanted, snapshot.by_name), *notes]
     return listing(header, items, narrow=f"narrow with search({wanted}, glob=...)", notes=notes)

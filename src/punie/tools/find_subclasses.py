@@ -2,7 +2,7 @@
 
 from pydantic_ai import RunContext
 
-from punie.tools._names import clean_name, heirs, nearest_line
+from punie.tools._names import case_note, clean_name, heirs, nearest_line, respelled
 from punie.tools._output import clip, listing
 from punie.tools._workspace import Workspace
 
@@ -16,12 +16,15 @@ def find_subclasses(ctx: RunContext[Workspace], name: str) -> str:
     index = ctx.deps.index
     snapshot = index.refresh()
     wanted = clean_name(name)
+    bases = {base.rpartition(".")[2] for symbol in snapshot.classes for base in symbol.bases}
+    notes = index.gaps(snapshot, wanted.rpartition(".")[2])
+    if other := respelled(wanted, snapshot, others=bases):
+        notes.append(case_note(wanted))
+        wanted = other
     direct, indirect = heirs(snapshot, wanted)
     found = [*direct, *indirect]
     header = f"{'1 class inherits' if len(found) == 1 else f'{len(found)} classes inherit'} from {clip(wanted)}"
     items = [f"{clip(symbol.path, limit=400)}:{symbol.line} {clip(symbol.text)}" for symbol in found]
-    notes = index.gaps(snapshot, wanted.rpartition(".")[2])
     if not found:
-        bases = {base.rpartition(".")[2] for symbol in snapshot.classes for base in symbol.bases}
         notes = [*nearest_line(wanted, bases), *notes]
     return listing(header, items, narrow="ask for one of these classes to see its own subclasses", notes=notes)

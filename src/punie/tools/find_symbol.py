@@ -3,7 +3,7 @@
 from pydantic_ai import RunContext
 
 from punie.tools._facts import Symbol
-from punie.tools._names import clean_name, definitions, nearest_line
+from punie.tools._names import case_note, clean_name, definitions, nearest_line, respelled
 from punie.tools._output import clip, counted, listing
 from punie.tools._workspace import Workspace
 
@@ -17,9 +17,11 @@ def find_symbol(ctx: RunContext[Workspace], name: str) -> str:
     index = ctx.deps.index
     snapshot = index.refresh()
     wanted = clean_name(name)
-    found = definitions(snapshot, wanted)
-    header = f"{counted(len(found), 'definition')} of {clip(wanted)}"
     notes = index.gaps(snapshot, wanted.rpartition(".")[2])
+    if other := respelled(wanted, snapshot):
+        notes.append(case_note(wanted))
+    found = definitions(snapshot, other or wanted)
+    header = f"{counted(len(found), 'definition')} of {clip(other or wanted)}"
     if not found:
         notes = [*nearest_line(wanted, snapshot.by_name), *notes]
     return listing(header, [_item(symbol) for symbol in found], narrow="narrow with a qualified name", notes=notes)
