@@ -57,6 +57,26 @@ class Limits(BaseModel):
     """Lines of tool output the model is shown at most."""
 
 
+class EngineOptions(BaseModel):
+    """How a model in this process is run. Services and servers ignore it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    grammar: bool = True
+    """Whether a tool call, once begun, can only be one that fits the tool's schema. To call or not stays free."""
+    speculation: bool = True
+    """Whether text that repeats earlier text is guessed and checked in one step. Greedy output stays the same."""
+    draft: NonEmpty | None = None
+    """A smaller model of the same vocabulary that guesses ahead: an MLX directory, or a GGUF file for llama.cpp."""
+    kv_bits: Literal[4, 8] | None = None
+    """Bits of the attention cache beyond `kv_quantize_after` tokens; None keeps it exact."""
+    kv_quantize_after: Positive = 4096
+    prefix_cache: bool = True
+    """Whether the attention cache of a conversation is kept on disk for when it goes on."""
+    memory_gb: Annotated[float, Field(gt=0)] | None = None
+    """Memory that weights and cache may take; None: what the machine has to spare."""
+
+
 class AgentConfig(BaseModel):
     """What one agent is: its model, its tools and how it samples."""
 
@@ -72,6 +92,7 @@ class AgentConfig(BaseModel):
     """Tokens of one reply of the model."""
     seed: Annotated[int, Field(ge=0)] = 0
     limits: Limits = Limits()
+    engine: EngineOptions = EngineOptions()
 
 
 class Settings(AgentConfig, BaseSettings):

@@ -4,6 +4,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
+from pathlib import Path
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Literal, Protocol, TypeVar
 
@@ -32,6 +33,16 @@ class Piece:
     decode_s: float = 0.0
 
 
+@dataclass(frozen=True)
+class CallGrammar:
+    """The tool calls a model may write: `opening`, one JSON call of one of the tools, `closing`; any prose before."""
+
+    tools: tuple[tuple[str, str], ...]
+    """Name and JSON schema of the arguments, as text so that a grammar can be a key of a cache."""
+    opening: str = "<tool_call>"
+    closing: str = "</tool_call>"
+
+
 class Engine(Protocol):
     """Loaded weights. Every method is called on the same worker thread."""
 
@@ -54,11 +65,22 @@ class Engine(Protocol):
         seed: int,
         stop: Sequence[str],
         cancelled: threading.Event,
+        grammar: CallGrammar | None = None,
+        speculate: bool = False,
     ) -> Iterator[Piece]:
         """Continue the prompt; text of a stop string is never yielded, and `cancelled` is obeyed at every token.
 
-        Always ends with one piece that has `finish`. Keeps the prompt cached for the next call.
+        `grammar` constrains a call once its opening is written. `speculate` may only make greedy output faster, never
+        different. Always ends with one piece that has `finish`. Keeps the prompt cached for the next call.
         """
+        ...
+
+    def save(self, path: Path) -> int:
+        """Write the attention cache and its token ids to a file, atomically; returns how many tokens, 0 for none."""
+        ...
+
+    def restore(self, path: Path) -> int:
+        """Take up a cache that `save` wrote for the same weights; returns how many tokens, 0 if it is unusable."""
         ...
 
     def close(self) -> None:

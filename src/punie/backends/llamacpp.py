@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Protocol
 from pydantic import BaseModel, ConfigDict
 
 from punie.backends._cores import physical_cores, spins
-from punie.backends._engine import Loaded, Piece, Worker
+from punie.backends._engine import CallGrammar, Loaded, Piece, Worker
 from punie.backends._files import Progress
 from punie.backends._weights import (
     ModelFiles,
@@ -113,6 +113,8 @@ class LlamaCpp:
         seed: int,
         stop: Sequence[str],
         cancelled: threading.Event,
+        grammar: CallGrammar | None = None,
+        speculate: bool = False,
     ) -> Iterator[Piece]:
         """Continue the prompt, streaming."""
         request = {
@@ -126,6 +128,14 @@ class LlamaCpp:
             "return_progress": True,
         }
         yield from _pieces(self._chunks(request, cancelled))
+
+    def save(self, path: Path) -> int:
+        """Keep nothing: see `Engine.save`."""
+        return 0
+
+    def restore(self, path: Path) -> int:
+        """Take up nothing: see `Engine.restore`."""
+        return 0
 
     def close(self) -> None:
         """Free the weights and the cache."""

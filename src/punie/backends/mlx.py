@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from punie.backends._engine import Finish, Loaded, Piece, Worker
+from punie.backends._engine import CallGrammar, Finish, Loaded, Piece, Worker
 from punie.backends._files import Progress
 from punie.backends._mlx_files import ModelFiles, directory_files, embedded_files
 from punie.backends._weights import adapter_hash, shipped_adapter
@@ -53,6 +53,8 @@ class Mlx:
         seed: int,
         stop: Sequence[str],
         cancelled: threading.Event,
+        grammar: CallGrammar | None = None,
+        speculate: bool = False,
     ) -> Iterator[Piece]:
         """Continue the prompt, streaming."""
         self._refuse(prompt)
@@ -90,6 +92,14 @@ class Mlx:
             prefill_s=decoding_since - started,
             decode_s=ended - decoding_since,
         )
+
+    def save(self, path: Path) -> int:
+        """Keep nothing: see `Engine.save`."""
+        return 0
+
+    def restore(self, path: Path) -> int:
+        """Take up nothing: see `Engine.restore`."""
+        return 0
 
     def close(self) -> None:
         """Free the weights and the cache."""
