@@ -41,27 +41,27 @@ class Family:
 _S, _F, _C = family_symbols, family_files, family_changes
 
 FAMILIES: tuple[Family, ...] = (
-    Family("subclasses", 0.10, (_S.subclasses,)),
-    Family("definition", 0.10, (_S.definition,)),
-    Family("references", 0.09, (_S.references,)),
-    Family("count", 0.075, (_S.count_subclasses, _S.count_references, _F.count_files, _F.count_matches, _F.line_count)),
+    Family("subclasses", 0.08, (_S.subclasses,)),
+    Family("definition", 0.08, (_S.definition,)),
+    Family("references", 0.1, (_S.references,)),
+    Family("count", 0.08, (_S.count_subclasses, _S.count_references, _F.count_files, _F.count_matches, _F.line_count)),
     Family("signature", 0.12, (_S.arguments, _S.bases, _S.is_async, _S.decorators, _S.returns, _S.default)),
-    Family("read", 0.075, (_F.read,)),
+    Family("read", 0.1, (_F.read,)),
     Family("outline", 0.05, (_F.outline,)),
-    Family("list_files", 0.07, (_F.list_files,)),
-    Family("search", 0.095, (_F.search,)),
-    Family("two_hop", 0.085, (_S.two_hop,)),
-    Family("recovery", 0.04, (_F.recovery,)),
+    Family("list_files", 0.09, (_F.list_files,)),
+    Family("search", 0.12, (_F.search,)),
+    Family("two_hop", 0.08, (_S.two_hop,)),
+    Family("recovery", 0.045, (_F.recovery,)),
     Family(
         "empty",
-        0.065,
+        0.09,
         (_S.no_subclasses, _S.no_definition, _S.no_references, _S.no_code, _F.no_file, _F.no_match, _F.no_import),
     ),
-    Family("command", 0.03, (_C.command, _C.known_command), changes=True),
-    Family("edit", 0.035, (_C.edit,), changes=True),
-    Family("write", 0.02, (_C.write,), changes=True),
-    Family("twin", 0.04, (family_twins.twins,)),
-    Family("followup", 0.095),
+    Family("command", 0.035, (_C.command, _C.known_command), changes=True),
+    Family("edit", 0.045, (_C.edit,), changes=True),
+    Family("write", 0.03, (_C.write,), changes=True),
+    Family("twin", 0.085, (family_twins.twins,)),
+    Family("followup", 0.1),
 )
 
 

@@ -6,11 +6,11 @@ import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import PurePosixPath
 
-from punie_training.family_symbols import MOST_ITEMS, numbered
+from punie_training.family_symbols import LONGEST_RESULT, MOST_ITEMS, numbered
 from punie_training.tasks import Expect, Step, Subject, Turn, several, with_result
 
 OUTLINE = "^(class|def|async def) "
-LONGEST_READ = 180
+LONGEST_READ = 800
 KINDS = {
     "Python": "*.py",
     "python": "*.py",
@@ -49,7 +49,9 @@ def read(subject: Subject) -> Iterator[Turn]:
     """Show a file or a part of it."""
     for path in subject.shuffled(_text_files(subject)):
         size = len(subject.oracle.lines(path))
-        kind = subject.rng.choice(("read_range", "read_range", "read_line", "read_first", "read_file"))
+        kind = subject.rng.choice(
+            ("read_file", "read_file", "read_file", "read_range", "read_range", "read_line", "read_first")
+        )
         if kind == "read_file" and size <= LONGEST_READ:
             yield _read(subject, kind, path)
         elif kind != "read_file" and size > 8:
@@ -69,7 +71,7 @@ def _range(subject: Subject, kind: str, size: int) -> tuple[int, int]:
 def _read(subject: Subject, kind: str, path: str, *, start: int = 1, end: int | None = None) -> Turn:
     template, question = subject.voice.put(kind, p=path, a=start, b=end or "")
     arguments = {"path": path} if end is None else {"path": path, "start": start, "end": end}
-    last = len(subject.oracle.lines(path)) if end is None else end
+    last = min(len(subject.oracle.lines(path)), LONGEST_RESULT) if end is None else end
     answer = with_result(reading(path, start=start, end=end))
     return Turn(template, question, (Step("read_file", arguments),), answer, numbered(subject, path, start, last), path)
 
@@ -199,12 +201,12 @@ def _directories(subject: Subject) -> Iterator[Turn]:
 
 def _file_names(subject: Subject) -> Iterator[Turn]:
     names = sorted({PurePosixPath(p).name for p in subject.oracle.files})
-    for name in subject.rng.sample(names, min(len(names), 12)):
+    for name in subject.rng.sample(names, min(len(names), 14)):
         glob = name
         wording = subject.voice.put("find_file", f=name)
         yield _listed(subject, wording, glob, head=_found(len(_files(subject, glob))), none="")
     words = sorted({w for n in names for w in re.findall(r"[a-z]{4,}", n)})
-    for word in subject.rng.sample(words, min(len(words), 8)):
+    for word in subject.rng.sample(words, min(len(words), 14)):
         glob = f"*{word}*"
         wording = subject.voice.put("find_file_like", w=subject.rng.choice((word, f'"{word}"', f"`{word}`")))
         yield _listed(subject, wording, glob, head=_found(len(_files(subject, glob))), none="")

@@ -54,6 +54,26 @@ STRANGERS = (
     *("TenantMixin", "sync_calendar", "render_chart"),
 )
 
+NAME_PARTS = (
+    *("http", "xml", "json", "sql", "url", "uuid", "ipv4", "html", "csv", "ssh", "tls", "utf8", "ast", "cpu", "ids"),
+    *("parse", "fetch", "merge", "empty", "handle", "convert", "lookup", "flush", "resolve", "unpack", "guess", "bind"),
+    *(
+        "protocol",
+        "transition",
+        "method",
+        "keyword",
+        "registry",
+        "timestamp",
+        "callback",
+        "wrapper",
+        "schema",
+        "buffer",
+    ),
+    *("graph", "ledger", "tracer", "wizard", "payload", "cursor", "vector", "matrix", "quota", "lexer", "beacon"),
+    *("crazy", "unhandled", "nested", "shallow", "lazy", "raw", "remote", "frozen", "stale", "partial", "default"),
+    *("manager", "factory", "visitor", "mixin", "adapter", "proxy", "policy", "worker", "sink", "probe", "gateway"),
+)
+
 
 @dataclass(frozen=True)
 class Row:
@@ -246,10 +266,29 @@ def subjects(
         rng = random.Random(seed * 1000 + index)
         others = [n for project, group in names.items() if project != studio.project for n in group]
         foreign = rng.sample(sorted(set(others)), min(60, len(set(others))))
-        lacking = [n for n in (*STRANGERS, *foreign) if n not in studio.oracle.by_name]
+        known = {name.casefold() for name in studio.oracle.by_name}
+        strange = (*STRANGERS, *foreign, *invented_names(rng, count=60))
+        lacking = [n for n in dict.fromkeys(strange) if n.rpartition(".")[2].casefold() not in known]
         voice = Voice(rng, held_out=held_out, recent=voice_decks)
         made.append(Subject(studio.project, studio.oracle, voice, tuple(lacking), twins))
     return tuple(made)
+
+
+def invented_names(rng: random.Random, *, count: int) -> list[str]:
+    """Return names in every style of writing: copying them letter by letter is what a small model has to learn."""
+    return [_styled(rng, rng.sample(NAME_PARTS, rng.randint(1, 3))) for _ in range(count)]
+
+
+def _styled(rng: random.Random, parts: Sequence[str]) -> str:
+    if rng.random() < 0.15:
+        parts = [*parts, str(rng.randint(1, 64))]
+    capital = [p.capitalize() for p in parts]
+    styles = (
+        *("_".join(parts), "_" + "_".join(parts), "".join(capital), "_" + "".join(capital)),
+        *("".join([parts[0], *capital[1:]]), "_".join(parts).upper(), "".join([parts[0].upper(), *capital[1:]])),
+        *("".join(parts), "_".join(capital), f"{''.join(capital)}.{'_'.join(parts[::-1])}"),
+    )
+    return rng.choice(styles)
 
 
 async def harvest(opened: Sequence[Studio], *, wanted: int, seed: int = 0) -> Harvest:
