@@ -57,19 +57,8 @@ STRANGERS = (
 NAME_PARTS = (
     *("http", "xml", "json", "sql", "url", "uuid", "ipv4", "html", "csv", "ssh", "tls", "utf8", "ast", "cpu", "ids"),
     *("parse", "fetch", "merge", "empty", "handle", "convert", "lookup", "flush", "resolve", "unpack", "guess", "bind"),
-    *(
-        "protocol",
-        "transition",
-        "method",
-        "keyword",
-        "registry",
-        "timestamp",
-        "callback",
-        "wrapper",
-        "schema",
-        "buffer",
-    ),
-    *("graph", "ledger", "tracer", "wizard", "payload", "cursor", "vector", "matrix", "quota", "lexer", "beacon"),
+    *("protocol", "transition", "method", "keyword", "registry", "timestamp", "callback", "wrapper", "schema"),
+    *("buffer", "graph", "ledger", "tracer", "wizard", "payload", "cursor", "vector", "matrix", "quota", "lexer"),
     *("crazy", "unhandled", "nested", "shallow", "lazy", "raw", "remote", "frozen", "stale", "partial", "default"),
     *("manager", "factory", "visitor", "mixin", "adapter", "proxy", "policy", "worker", "sink", "probe", "gateway"),
 )
