@@ -7,7 +7,8 @@ import pytest
 from punie_training.families import FAMILIES, quota
 from punie_training.oracle import Oracle
 from punie_training.sources import direct
-from punie_training.tasks import RESULT, Subject, Turn, Voice, wordings
+from punie_training.sources.direct import normalised
+from punie_training.tasks import HERE, RESULT, Subject, Turn, Voice, wordings
 
 FEWEST_WORDINGS = 6
 
@@ -32,7 +33,17 @@ def test_no_wording_is_both_seen_and_held_out(template: str) -> None:
     seen, held_out = wordings()[template]["train"], wordings()[template]["held_out"]
     assert len(held_out) >= 2
     assert len(set(seen)) >= (FEWEST_WORDINGS if template not in {"definition_class", "definition_function"} else 5)
-    assert not {s.lower() for s in seen} & {h.lower() for h in held_out}
+
+
+def _as_asked(template: str, kind: str) -> set[str]:
+    """Every form of the wordings, whatever stands for `{here}`."""
+    return {normalised(w.replace("{here}", here)) for w in wordings()[template][kind] for here in HERE}
+
+
+def test_no_form_of_a_held_out_wording_is_shown_in_training() -> None:
+    seen = set().union(*(_as_asked(template, "train") for template in wordings()))
+    for template in wordings():
+        assert not seen & _as_asked(template, "held_out"), template
 
 
 def test_every_family_asks_something_about_a_small_project(subject: Subject) -> None:
@@ -41,10 +52,10 @@ def test_every_family_asks_something_about_a_small_project(subject: Subject) -> 
 
 
 def test_a_subclass_question_carries_the_name_to_the_tool_and_the_count_to_the_answer(subject: Subject) -> None:
-    turn = next(t for t in _turns(subject, "subclasses") if t.subject == "Protocol")
-    assert "Protocol" in turn.question
-    assert [(s.tool, dict(s.arguments)) for s in turn.steps] == [("find_subclasses", {"name": "Protocol"})]
-    assert turn.answer == f"2 classes inherit from Protocol:\n{RESULT}"
+    turn = next(t for t in _turns(subject, "subclasses") if t.subject.endswith("Protocol"))
+    assert turn.subject in turn.question
+    assert [(s.tool, dict(s.arguments)) for s in turn.steps] == [("find_subclasses", {"name": turn.subject})]
+    assert turn.answer == f"2 classes inherit from {turn.subject}:\n{RESULT}"
     assert len(turn.expect.values) == 2
 
 
