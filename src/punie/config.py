@@ -73,6 +73,8 @@ class EngineOptions(BaseModel):
     kv_quantize_after: Positive = 4096
     prefix_cache: bool = True
     """Whether the attention cache of a conversation is kept on disk for when it goes on."""
+    context: Positive | None = None
+    """Tokens of prompt and answer at most; None: what the model takes, up to what is sensible here."""
     memory_gb: Annotated[float, Field(gt=0)] | None = None
     """Memory that weights and cache may take; None: what the machine has to spare."""
 

@@ -7,6 +7,7 @@
     │   ├── WeightsMissing     1   the weights are not here and could not be fetched
     │   ├── WeightsDamaged     1   the weights do not have the checksum they should have
     │   ├── EngineMissing      1   the engine that runs the weights cannot be imported here
+    │   ├── NotEnoughMemory    1   the model would not fit into this machine's memory
     │   ├── ContextTooLong     1   the conversation does not fit the model's context window
     │   └── NetworkRefused     1   a server could not be reached, or the network is switched off
     ├── ToolCrashed            1   a tool failed in a way that is Punie's own mistake
@@ -69,6 +70,10 @@ class WeightsDamaged(ModelError):
 
 class EngineMissing(ModelError):
     """The engine that would run the weights cannot be imported on this machine."""
+
+
+class NotEnoughMemory(ModelError):
+    """The model would take more memory than can be had; raised before any of it is loaded."""
 
 
 class ContextTooLong(ModelError):
