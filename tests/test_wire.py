@@ -141,8 +141,9 @@ def test_pydantic_ai_history_becomes_turns() -> None:
         ('<tool_call>{"name": "unknown", "arguments": {}}</tool_call>', ("unknown", "{}")),
         ('```json\n{"name": "f", "arguments": {"a": 1}}\n```', ("f", '{"a": 1}')),
         ('Sure.\n{"name": "f", "arguments": {"a": 1}}', ("f", '{"a": 1}')),
-        ("<function=f>\n<parameter=a>\n1\n</parameter>\n</function>", ("f", '{"a": 1}')),
+        ("<function=f>\n<parameter=a>\n1\n</parameter>\n</function>", ("f", '{"a": "1"}')),
         ('{"name": "f", "parameters": {"a": 1}}', ("f", '{"a": 1}')),
+        ('{"name": "unknown", "arguments": {}}', ("unknown", "{}")),
     ],
 )
 def test_calls_are_read_in_every_dialect(text: str, expected: tuple[str, str]) -> None:
@@ -150,7 +151,7 @@ def test_calls_are_read_in_every_dialect(text: str, expected: tuple[str, str]) -
 
 
 @pytest.mark.parametrize(
-    "text", ["Use f.", '{"name": "g", "arguments": {}}', '```json\n{"a": 1}\n```', "<tool_call>nonsense"]
+    "text", ["Use f.", 'I say {"name": "g", "arguments": {}}', '```json\n{"a": 1}\n```', "<tool_call>nonsense"]
 )
 def test_prose_and_unknown_names_are_not_calls(text: str) -> None:
     assert wire.parse(text, names=("f",)).calls == ()
