@@ -113,8 +113,12 @@ class StubServer:
         lines = head.split("\r\n")
         headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in lines[1:] if line)}
         body = await reader.readexactly(int(headers.get("content-length", "0")))
-        self.requests.append((lines[0].split()[1], headers, json.loads(body or b"{}")))
-        writer.write(_http(self.answers[min(len(self.requests), len(self.answers)) - 1]))
+        path = lines[0].split()[1]
+        if "/chat/completions" in path or "/messages" in path:
+            self.requests.append((path, headers, json.loads(body or b"{}")))
+            writer.write(_http(self.answers[min(len(self.requests), len(self.answers)) - 1]))
+        else:  # what a server may be asked about itself
+            writer.write(_http(Answer(b"{}", 404, "application/json")))
         await writer.drain()
         writer.close()
         await writer.wait_closed()

@@ -47,7 +47,7 @@ async def test_a_whole_turn_over_http(tmp_path):
         (401, "authentication_error", "The server refused the key"),
         (404, "not_found_error", "The server does not know the model"),
         (429, "rate_limit_error", "The server's rate limit was reached"),
-        (529, "overloaded_error", "The model failed"),
+        (529, "overloaded_error", "The server is overloaded"),
     ],
 )
 async def test_a_failing_service_ends_the_turn_with_its_cause(tmp_path, status: int, kind: str, said: str):
@@ -69,7 +69,10 @@ async def test_a_dropped_stream_ends_the_turn(tmp_path):
 def test_without_a_key_it_says_what_to_set(env: dict[str, str]):
     with pytest.raises(ConfigError) as caught:
         build("", AgentConfig(), env=env)
-    assert str(caught.value) == "Claude needs a key.\nSet ANTHROPIC_API_KEY in the environment, or use --model local."
+    lines = str(caught.value).splitlines()
+    assert (lines[0], lines[-1]) == ("Claude needs a key.", "Or use --model local.")
+    assert "ANTHROPIC_API_KEY" in lines[1]
+    assert "keyring set punie ANTHROPIC_API_KEY" in lines[1]
     assert caught.value.exit_code == 2
 
 

@@ -66,7 +66,7 @@ JSON = "application/json"
     [
         (Answer(b'{"error": {"message": "slow down"}}', 429, JSON), "The server's rate limit was reached"),
         (Answer(b'{"error": {"message": "no such model"}}', 404, JSON), "The server does not know the model"),
-        (Answer(b'{"error": {"message": "bad key"}}', 401, JSON), "The server refused the key"),
+        (Answer(b'{"error": {"message": "bad key"}}', 401, JSON), "http://127.0.0.1"),
         (Answer(b'{"error": {"message": "boom"}}', 500, JSON), "The model failed: some/model:7b, status 500"),
         (Answer(b"<html>oops</html>", 502, "text/html"), "The model failed"),
         (Answer(b"data: {not json\n\n"), "The model failed: Failed to decode response as JSON"),
