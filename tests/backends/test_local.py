@@ -59,7 +59,8 @@ async def ask(model: LocalModel, text: str = "hi", **settings) -> ModelResponse:
 async def test_settings_reach_the_engine_under_pydantic_ais_own_keys(tmp_path):
     model, engine = scripted_model(tmp_path, "one two STOP three")
     response = await ask(model, stop_sequences=["STOP"], max_tokens=50, temperature=0.5, seed=9)
-    sent = {name: value for name, value in engine.requests[0].items() if name != "prompt"}
+    names = ("max_tokens", "temperature", "seed", "stop")
+    sent = {name: engine.requests[0][name] for name in names}
     assert sent == {"max_tokens": 50, "temperature": 0.5, "seed": 9, "stop": ("STOP",)}
     assert parts(response) == [("text", "one two ")]
     assert response.finish_reason == "stop"

@@ -12,6 +12,7 @@ from safetensors.numpy import save_file
 from tokenizers import Tokenizer, pre_tokenizers
 
 from punie.backends import _gguf
+from punie.backends._engine import CallGrammar
 from punie.backends._local import Loaded, LocalModel, Piece
 from punie.wire import WHOLE, Wire
 
@@ -131,6 +132,7 @@ class ScriptedEngine:
         self.threads: set[int] = set()
         self.spoken = 0
         self.closed = threading.Event()
+        self.cached: tuple[int, ...] = ()
         self._texts = iter(texts)
         self._pause_s = pause_s
 
@@ -143,8 +145,12 @@ class ScriptedEngine:
         seed: int,
         stop: Sequence[str],
         cancelled: threading.Event,
+        grammar: CallGrammar | None = None,
+        speculate: bool = False,
     ) -> Iterator[Piece]:
         asked = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed, "stop": tuple(stop)}
+        asked |= {"grammar": grammar, "speculate": speculate}
+        self.cached = tuple(prompt)
         self.requests.append({"prompt": tuple(prompt), **asked})
         self.threads.add(threading.get_ident())
         text = next(self._texts, "")
@@ -160,6 +166,17 @@ class ScriptedEngine:
         yield Piece(
             finish=finish, prompt_tokens=len(prompt), cached_tokens=len(prompt) - 1, prefill_s=0.25, decode_s=0.5
         )
+
+    def save(self, path: Path) -> int:
+        path.write_text(json.dumps(self.cached))
+        return len(self.cached)
+
+    def restore(self, path: Path) -> int:
+        try:
+            self.cached = tuple(json.loads(path.read_text()))
+        except ValueError:
+            return 0
+        return len(self.cached)
 
     def close(self) -> None:
         self.closed.set()

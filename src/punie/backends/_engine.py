@@ -5,17 +5,21 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Literal, Protocol, TypeVar
 
 from punie.errors import ModelError
 
 if TYPE_CHECKING:
+    from punie.backends._prefixes import Prefixes
     from punie.wire import Wire
 
 T = TypeVar("T")
 
 Finish = Literal["stop", "length", "cancelled"]
+
+IDLE_SECONDS = 10.0
+"""How long a worker has had nothing to do before it does what can wait."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +39,10 @@ class Piece:
 
 @dataclass(frozen=True)
 class CallGrammar:
-    """The tool calls a model may write: `opening`, one JSON call of one of the tools, `closing`; any prose before."""
+    """The tool calls a model may write: `opening`, one JSON call of one of the tools, `closing`; any prose before.
+
+    An opening in the middle of a line is prose about calls, not a call. More calls may follow the first.
+    """
 
     tools: tuple[tuple[str, str], ...]
     """Name and JSON schema of the arguments, as text so that a grammar can be a key of a cache."""
@@ -71,7 +78,8 @@ class Engine(Protocol):
         """Continue the prompt; text of a stop string is never yielded, and `cancelled` is obeyed at every token.
 
         `grammar` constrains a call once its opening is written. `speculate` may only make greedy output faster, never
-        different. Always ends with one piece that has `finish`. Keeps the prompt cached for the next call.
+        different, and an engine may have decided about it when it loaded. Always ends with one piece that has `finish`.
+        Keeps the prompt cached for the next call.
         """
         ...
 
@@ -95,6 +103,8 @@ class Loaded:
     engine: Engine
     wire: "Wire"
     load_s: float
+    prefixes: "Prefixes | None" = None
+    """Where attention caches of these weights are kept; None keeps none."""
 
 
 class Worker:
@@ -103,6 +113,7 @@ class Worker:
     def __init__(self, name: str) -> None:
         self._jobs: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         self._stopped = False
+        self._idle: Callable[[], None] | None = None
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
@@ -125,6 +136,10 @@ class Worker:
         self._jobs.put(run)
         return future
 
+    def when_idle(self, job: Callable[[], None]) -> None:
+        """Do this, once, when nothing has come for a while; only for jobs of the worker itself. The last one counts."""
+        self._idle = job
+
     def stop(self, *, timeout: float) -> None:
         """Let the queued jobs finish, for at most `timeout` seconds."""
         self._stopped = True
@@ -133,6 +148,13 @@ class Worker:
             self._thread.join(timeout)
 
     def _run(self) -> None:
-        while (job := self._jobs.get()) is not None:
+        while (job := self._next()) is not None:
             job()
             del job  # a finished job must not keep its model alive until the next one comes
+
+    def _next(self) -> Callable[[], None] | None:
+        try:
+            return self._jobs.get(timeout=IDLE_SECONDS if self._idle else None)
+        except Empty:
+            idle, self._idle = self._idle, None
+            return idle

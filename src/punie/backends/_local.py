@@ -1,10 +1,13 @@
 """A local model as a PydanticAI model: messages to token ids, an engine on one thread, a stream of parts back."""
 
 import asyncio
+import json
 import weakref
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from concurrent.futures import Future
 from contextlib import asynccontextmanager
+from dataclasses import replace
+from functools import partial
 from typing import Any, ClassVar
 
 from pydantic_ai import ModelProfile, ModelSettings, RunContext
@@ -15,9 +18,11 @@ from pydantic_ai.tools import ToolDefinition
 from pydantic_ai.usage import RequestUsage
 
 from punie import wire
-from punie.backends._engine import Engine, Loaded, Piece, Worker
+from punie.backends._engine import CallGrammar, Engine, Loaded, Piece, Worker
+from punie.backends._prefixes import conversation_key
 from punie.backends._runtime import Job, Runtime
 from punie.backends._stream import LocalStream
+from punie.config import EngineOptions
 from punie.errors import ContextTooLong
 
 __all__ = ["Engine", "Loaded", "LocalModel", "Piece", "Worker"]
@@ -57,6 +62,7 @@ class LocalModel(Model[None]):
         context_window: int | None = None,
         compact: bool = False,
         settings: ModelSettings | None = None,
+        options: EngineOptions | None = None,
         worker: Worker | None = None,
         loading: Future[Loaded] | None = None,
     ) -> None:
@@ -68,6 +74,7 @@ class LocalModel(Model[None]):
         self.compact = compact
         """Whether this is a small model that was trained with its own system text and needs no other."""
         self._name = name
+        self._options = options or EngineOptions()
         self._runtime = Runtime(load, worker=worker or Worker(f"punie-{name}"), loading=loading)
         self._reported_load = False
         weakref.finalize(self, self._runtime.close)
@@ -93,7 +100,7 @@ class LocalModel(Model[None]):
         if system or tools:
             first = (wire.Message("system", system),) if system else ()
             messages = (*first, wire.Message("user", ""))
-            self._runtime.prefill(messages, tools=wire.declarations(tools))
+            self._runtime.prefill(partial(self._beginning, messages, tools=tuple(tools)))
 
     def close(self) -> None:
         """End what runs and free the weights. The model cannot be used afterwards."""
@@ -123,8 +130,8 @@ class LocalModel(Model[None]):
         settings, parameters = self.prepare_request(model_settings, model_request_parameters)
         loaded = await self.loaded()
         conversation = wire.conversation(messages)
-        prompt = loaded.wire.prompt(conversation, _declarations(parameters))
-        generation = self._runtime.generate(loaded.engine, self._job(prompt, settings, engine=loaded.engine))
+        job = self._job(loaded, conversation, settings=settings, tools=tuple(parameters.declared_tool_defs.values()))
+        generation = self._runtime.generate(loaded, job)
         try:
             yield LocalStream(
                 model_request_parameters=parameters,
@@ -132,7 +139,7 @@ class LocalModel(Model[None]):
                 generation=generation,
                 lines=wire.result_lines(conversation),
                 tool_names=tuple(parameters.declared_tool_defs),
-                prompt_tokens=len(prompt),
+                prompt_tokens=len(job.prompt),
                 load_s=self._load_seconds(loaded),
             )
         finally:
@@ -153,7 +160,7 @@ class LocalModel(Model[None]):
     async def continue_tokens(self, prompt: Sequence[int], *, max_tokens: int) -> AsyncIterator[Piece]:
         """Continue token ids greedily with nothing around them: what the engine alone does, for benchmarks."""
         loaded = await self.loaded()
-        generation = self._runtime.generate(loaded.engine, Job(tuple(prompt), max_tokens=max_tokens))
+        generation = self._runtime.generate(loaded, Job(tuple(prompt), max_tokens=max_tokens))
         async for piece in generation.pieces():
             yield piece
 
@@ -162,27 +169,56 @@ class LocalModel(Model[None]):
         # Loading goes on when the one request that waits for it is cancelled: the next one needs it too.
         return await asyncio.shield(asyncio.wrap_future(self._runtime.loaded()))
 
-    def _job(self, prompt: tuple[int, ...], settings: ModelSettings | None, *, engine: Engine) -> Job:
+    def _job(
+        self,
+        loaded: Loaded,
+        conversation: Sequence[wire.Message],
+        *,
+        settings: ModelSettings | None,
+        tools: Sequence[ToolDefinition],
+    ) -> Job:
         given = settings or ModelSettings()
-        room = engine.context_window - len(prompt)
+        asked = self._beginning(conversation, loaded, tools=tools)
+        room = loaded.engine.context_window - len(asked.prompt)
         wanted = given.get("max_tokens") or DEFAULT_MAX_TOKENS
         if room < min(wanted, SMALLEST_ANSWER):
             raise ContextTooLong(
-                f"The conversation has {len(prompt)} tokens; {self._name} takes {engine.context_window}.",
+                f"The conversation has {len(asked.prompt)} tokens; {self._name} takes {loaded.engine.context_window}.",
                 "Start a new session, or ask about a smaller part.",
             )
-        return Job(
-            prompt,
+        return replace(
+            asked,
             max_tokens=min(wanted, room),
             temperature=given.get("temperature") or 0.0,
             seed=given.get("seed") or 0,
             stop=tuple(given.get("stop_sequences") or ()),
+            goes_on=any(message.role == "assistant" for message in conversation),
+        )
+
+    def _beginning(
+        self, conversation: Sequence[wire.Message], loaded: Loaded, *, tools: Sequence[ToolDefinition]
+    ) -> Job:
+        """A job of one token: what reading the prompt takes, and nothing about the answer."""
+        declared = wire.declarations(tools)
+        return Job(
+            loaded.wire.prompt(conversation, declared),
+            max_tokens=1,
+            grammar=call_grammar(loaded.wire.source, tools) if self._options.grammar else None,
+            speculate=self._options.speculation,
+            conversation=conversation_key(loaded.wire, conversation, declared) if loaded.prefixes else "",
         )
 
     def _load_seconds(self, loaded: Loaded) -> float:
         """What loading took, told once: with the first response."""
         seconds, self._reported_load = (0.0 if self._reported_load else loaded.load_s), True
         return seconds
+
+
+def call_grammar(template: str, tools: Sequence[ToolDefinition]) -> CallGrammar | None:
+    """What calls of these tools look like; None where the template teaches the model another dialect than JSON."""
+    if not tools or "<function=" in template:
+        return None
+    return CallGrammar(tuple((tool.name, json.dumps(tool.parameters_json_schema)) for tool in tools))
 
 
 def _declarations(parameters: ModelRequestParameters) -> tuple[dict[str, Any], ...]:

@@ -2,13 +2,13 @@
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
 
-from punie import wire
-from punie.backends._engine import Engine, Loaded, Piece, Worker
+from punie.backends._engine import CallGrammar, Engine, Loaded, Piece, Worker
+from punie.backends._prefixes import LONG_BEGINNING, LONG_CONVERSATION
 from punie.errors import ModelError
 
 _CLOSING_SECONDS = 5.0
@@ -23,6 +23,12 @@ class Job:
     temperature: float = 0.0
     seed: int = 0
     stop: tuple[str, ...] = ()
+    grammar: CallGrammar | None = None
+    speculate: bool = False
+    conversation: str = ""
+    """What the conversation is known by on disk; empty for one that is not kept."""
+    goes_on: bool = False
+    """Whether it has turns that this process may never have read."""
 
 
 class Generation:
@@ -62,6 +68,9 @@ class Runtime:
         self._is_told = False
         self._running: set[Generation] = set()
         self._closed = False
+        self._cached = ""
+        """The conversation in the engine's cache; with `_keep` only touched by the worker."""
+        self._keep: Callable[[], object] | None = None
 
     def begin(self) -> "Future[Loaded]":
         """Start loading, unless that has been done."""
@@ -85,31 +94,47 @@ class Runtime:
             return None
         return loading.result().engine.context_window
 
-    def prefill(self, messages: Sequence[wire.Message], *, tools: Sequence[dict[str, Any]]) -> None:
+    def prefill(self, job: Callable[[Loaded], Job]) -> None:
         """Read the beginning that every prompt shares into the cache, as soon as the weights are there."""
 
         def read(done: "Future[Loaded]") -> None:
             if done.exception() is None:  # a failed load is for the request to tell
-                prompt = done.result().wire.prompt(messages, tools)
-                self._worker.submit(lambda: _drain(done.result().engine, Job(prompt, max_tokens=1)))
+                self._worker.submit(lambda: _read_ahead(done.result(), job(done.result())))
 
         self.begin().add_done_callback(read)
 
-    def generate(self, engine: Engine, job: Job) -> Generation:
+    def generate(self, loaded: Loaded, job: Job) -> Generation:
         """Queue a generation behind whatever the worker does."""
         generation = Generation()
         self._running.add(generation)
-        self._worker.submit(lambda: self._run(engine, job, generation=generation))
+        self._worker.submit(lambda: self._run(loaded, job, generation=generation))
         return generation
 
-    def _run(self, engine: Engine, job: Job, *, generation: Generation) -> None:
+    def _run(self, loaded: Loaded, job: Job, *, generation: Generation) -> None:
         try:
-            for piece in _start(engine, job, cancelled=generation.cancelled):
+            self._take_up(loaded, job)
+            for piece in _start(loaded.engine, job, cancelled=generation.cancelled):
                 generation.put(piece)
         except Exception as error:  # noqa: BLE001 - the request raises it, in the task that waits
             generation.put(error)
         finally:
             self._running.discard(generation)
+
+    def _take_up(self, loaded: Loaded, job: Job) -> None:
+        """Restore a conversation from an earlier process, and see to it that this one is kept when there is time."""
+        prefixes, known = loaded.prefixes, job.conversation == self._cached
+        self._cached, self._keep = job.conversation, None
+        if prefixes is None or not job.conversation or len(job.prompt) < LONG_CONVERSATION:
+            return
+        if job.goes_on and not known:
+            prefixes.restore(loaded.engine, job.conversation)
+        self._keep = partial(prefixes.save, loaded.engine, job.conversation)
+        self._worker.when_idle(self._keep_now)
+
+    def _keep_now(self) -> None:
+        keep, self._keep = self._keep, None
+        if keep is not None:
+            keep()
 
     def close(self) -> None:
         """Cancel what runs, free the weights, end the thread. Nothing can be asked afterwards."""
@@ -119,8 +144,22 @@ class Runtime:
             loading, self._loading, closed = self._loading, None, self._closed
             self._closed = True
         if loading is not None and not closed:
-            self._worker.submit(lambda: None if loading.exception() else loading.result().engine.close())
+            self._worker.submit(lambda: self._end(loading))
         self._worker.stop(timeout=_CLOSING_SECONDS)
+
+    def _end(self, loading: "Future[Loaded]") -> None:
+        if loading.exception() is None:
+            self._keep_now()
+            loading.result().engine.close()
+
+
+def _read_ahead(loaded: Loaded, job: Job) -> None:
+    """The beginning from disk, or read and then kept."""
+    prefixes = loaded.prefixes if len(job.prompt) >= LONG_BEGINNING else None
+    if prefixes is not None and prefixes.restore(loaded.engine, job.conversation):
+        return
+    if _drain(loaded.engine, job) and prefixes is not None:
+        prefixes.save(loaded.engine, job.conversation)
 
 
 def _start(engine: Engine, job: Job, *, cancelled: threading.Event) -> Iterable[Piece]:
@@ -133,12 +172,15 @@ def _start(engine: Engine, job: Job, *, cancelled: threading.Event) -> Iterable[
         seed=job.seed,
         stop=job.stop,
         cancelled=cancelled,
+        grammar=job.grammar,
+        speculate=job.speculate,
     )
 
 
-def _drain(engine: Engine, job: Job) -> None:
+def _drain(engine: Engine, job: Job) -> bool:
     try:
         for _ in _start(engine, job, cancelled=threading.Event()):
             pass
     except ModelError:
-        return  # reading ahead only saves time; the request itself will say what is wrong
+        return False  # reading ahead only saves time; the request itself will say what is wrong
+    return True
