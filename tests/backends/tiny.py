@@ -30,8 +30,10 @@ def vocabulary() -> list[str]:
     return [*SPECIALS, *sorted(pre_tokenizers.ByteLevel.alphabet()), *(merge.replace(" ", "") for merge in MERGES)]
 
 
-def write_gguf(path: Path, *, seed: int = 0, tokenizer: str = "gpt2", template: str = TEMPLATE) -> Path:
-    """A random llama with a tokenizer and a chat template in its metadata."""
+def write_gguf(
+    path: Path, *, seed: int = 0, tokenizer: str = "gpt2", template: str = TEMPLATE, heads: int = HEADS
+) -> Path:
+    """A random llama with a tokenizer and a chat template in its metadata. Fewer heads are wider ones."""
     writer = GGUFWriter(path, "llama")
     writer.add_name("tiny")
     writer.add_file_type(LlamaFileType.ALL_F32)
@@ -39,11 +41,11 @@ def write_gguf(path: Path, *, seed: int = 0, tokenizer: str = "gpt2", template: 
     writer.add_embedding_length(HIDDEN)
     writer.add_block_count(LAYERS)
     writer.add_feed_forward_length(INNER)
-    writer.add_head_count(HEADS)
-    writer.add_head_count_kv(KEY_HEADS)
+    writer.add_head_count(heads)
+    writer.add_head_count_kv(KEY_HEADS * heads // HEADS)
     writer.add_layer_norm_rms_eps(1e-5)
     writer.add_rope_freq_base(10000.0)
-    writer.add_rope_dimension_count(HIDDEN // HEADS)
+    writer.add_rope_dimension_count(HIDDEN // heads)
     writer.add_vocab_size(len(vocabulary()))
     _write_tokenizer(writer, tokenizer, template)
     for name, values in tensors(seed).items():
