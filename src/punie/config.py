@@ -15,10 +15,11 @@ from types import MappingProxyType
 from typing import Annotated, Literal
 
 from platformdirs.unix import Unix
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource
 
 from punie.errors import ConfigError
+from punie.local_models import EngineOptions, NonEmpty, Positive, UserModel
 
 TOOL_NAMES = (
     "read_file",
@@ -38,9 +39,10 @@ PROJECT_KEYS = frozenset(
     | {"disallowed_tools"}
 )
 
+# Tables whose keys are names that the user chose.
+_NAMED = ("aliases.", "models.")
+
 PermissionMode = Literal["plan", "default", "acceptEdits", "auto", "dontAsk", "bypassPermissions"]
-NonEmpty = Annotated[str, StringConstraints(min_length=1)]
-Positive = Annotated[int, Field(gt=0)]
 
 
 class Limits(BaseModel):
@@ -55,28 +57,6 @@ class Limits(BaseModel):
     command_timeout_s: Annotated[float, Field(gt=0, le=600)] = 120
     tool_lines: Annotated[int, Field(gt=0, le=200)] = 200
     """Lines of tool output the model is shown at most."""
-
-
-class EngineOptions(BaseModel):
-    """How a model in this process is run. Services and servers ignore it."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    grammar: bool = True
-    """Whether a tool call, once begun, can only be one that fits the tool's schema. To call or not stays free."""
-    speculation: bool = True
-    """Whether text that repeats earlier text is guessed and checked in one step. Greedy output stays the same."""
-    draft: NonEmpty | None = None
-    """A smaller model of the same vocabulary that guesses ahead: an MLX directory, or a GGUF file for llama.cpp."""
-    kv_bits: Literal[4, 8] | None = None
-    """Bits of the attention cache beyond `kv_quantize_after` tokens; None keeps it exact."""
-    kv_quantize_after: Positive = 4096
-    prefix_cache: bool = True
-    """Whether the attention cache of a conversation is kept on disk for when it goes on."""
-    context: Positive | None = None
-    """Tokens of prompt and answer at most; None: what the model takes, up to what is sensible here."""
-    memory_gb: Annotated[float, Field(gt=0)] | None = None
-    """Memory that weights and cache may take; None: what the machine has to spare."""
 
 
 class AgentConfig(BaseModel):
@@ -95,6 +75,8 @@ class AgentConfig(BaseModel):
     seed: Annotated[int, Field(ge=0)] = 0
     limits: Limits = Limits()
     engine: EngineOptions = EngineOptions()
+    models: Mapping[str, UserModel] = Field(default_factory=dict)
+    """The user's own local models by name: `[models.mine]` is used as `local:mine`."""
 
 
 class Settings(AgentConfig, BaseSettings):
@@ -153,8 +135,9 @@ class Resolved:
 def setting_keys() -> tuple[str, ...]:
     """Every key that can be set, dotted."""
     limits = tuple(f"limits.{name}" for name in Limits.model_fields)
-    plain = (name for name in Settings.model_fields if name != "limits")
-    return (*plain, *limits)
+    engine = tuple(f"engine.{name}" for name in EngineOptions.model_fields)
+    plain = (name for name in Settings.model_fields if name not in {"limits", "engine"})
+    return (*plain, *limits, *engine)
 
 
 def value_of(settings: Settings, key: str) -> object:
@@ -247,7 +230,9 @@ def _line_of(key: str, text: str) -> int:
     table = ""
     for number, line in enumerate(text.splitlines(), start=1):
         if header := re.match(r"\s*\[\s*([^\[\]]+?)\s*\]", line):
-            table = header[1] + "."
+            table = re.sub("[\"']", "", header[1]) + "."
+            if f"{key}." == table:
+                return number
         name = re.match(r"\s*([\w.\"'-]+)\s*=", line)
         if name and f"{key}.".startswith(table + re.sub("[\"']", "", name[1]) + "."):
             return number
@@ -300,13 +285,23 @@ def _project_layer(file: Path) -> _Layer:
 def _check(layer: _Layer) -> None:
     """Refuse unknown keys and values of the wrong kind while the place they stand in is known."""
     for key, entry in layer.items():
-        if key not in setting_keys() and not key.startswith("aliases."):
+        if key not in setting_keys() and not key.startswith(_NAMED):
             raise ConfigError(f"{entry.source}: unknown setting '{key}'.{_did_you_mean(key)}")
         try:
             Settings.model_validate(_nested({key: entry.value}))
         except ValidationError as error:
-            problem = error.errors()[0]["msg"]
-            raise ConfigError(f"{entry.source}: setting '{key}' is wrong: {problem}.") from error
+            raise ConfigError(f"{entry.source}: setting '{key}' is wrong: {_problem(error)}") from error
+
+
+def _problem(error: ValidationError) -> str:
+    """What is wrong first, and in a table of a table where."""
+    first = error.errors()[0]
+    inside = ".".join(str(part) for part in first["loc"][2:])
+    if first["type"] == "extra_forbidden":
+        close = get_close_matches(inside, UserModel.model_fields, n=1)
+        return f"there is no '{inside}'." + (f" Did you mean '{close[0]}'?" if close else "")
+    said = first["msg"].removeprefix("Value error, ")
+    return f"{inside}: {said}." if inside and not isinstance(first["loc"][-1], int) else f"{said}."
 
 
 def _did_you_mean(key: str) -> str:
@@ -332,7 +327,7 @@ def _merge(layers: Sequence[_Layer]) -> tuple[Settings, Mapping[str, str]]:
     sources = dict.fromkeys(setting_keys(), "default")
     for layer in layers:
         for key, entry in layer.items():
-            sources["aliases" if key.startswith("aliases.") else key] = entry.source
+            sources[key.split(".")[0] if key.startswith(_NAMED) else key] = entry.source
     return Layered(), MappingProxyType(sources)
 
 

@@ -48,7 +48,6 @@ def model(content: bytes = CONTENT) -> Entry:
         memory_bytes=1,
         context_window=1,
         engines=("llamacpp",),
-        source="package",
         note="",
         package="punie-weights==1.0",
         file=file,

@@ -107,7 +107,7 @@ async def test_a_model_that_was_placed_by_hand_runs(tmp_path):
     path.parent.mkdir(parents=True)
     tiny.write_gguf(path)
     built = build(f"local:{model.name}", CONFIG, cache_dir=tmp_path)
-    assert built.context_window in (tiny.WINDOW, model.context_window), "of the file, once it is loaded"
+    assert built.context_window in (tiny.WINDOW, None), "of the file, once it is loaded"
     assert (await Agent(built).run("hello", model_settings={"max_tokens": 4})).usage.output_tokens == 4
 
 

@@ -5,13 +5,15 @@ import sys
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 from punie.backends._files import Progress
-from punie.backends._weights import default_cache_dir, silent
-from punie.backends.catalogue import EMBEDDED, entry
+from punie.backends._weights import default_cache_dir, find_weights, place_of, silent
+from punie.backends.catalogue import EMBEDDED, Entry, entry, split_name
 from punie.config import AgentConfig
 from punie.errors import ConfigError
+from punie.local_models import EngineName
 
 if TYPE_CHECKING:
     from pydantic_ai.models import Model
@@ -19,7 +21,11 @@ if TYPE_CHECKING:
 __all__ = ["Progress", "build"]
 
 _SERVICES = ("claude", "openai")
-_FORMS = "local, local:NAME, mlx:PATH_OR_ID[+ADAPTER], gguf:PATH[+ADAPTER], claude[:MODEL] or openai:MODEL[@URL]"
+_FORMS = (
+    "local, local:NAME[+ADAPTER], mlx:PATH_OR_ID[+ADAPTER], gguf:PATH[+ADAPTER], claude[:MODEL] or openai:MODEL[@URL]"
+)
+
+_FASTEST_FIRST: tuple[EngineName, ...] = ("mlx", "llamacpp")
 
 
 def build(
@@ -35,14 +41,41 @@ def build(
     if kind in _SERVICES:
         return import_module(f"punie.backends.{kind}").build(rest, config)
     if kind == "local":
-        engine = "mlx" if prefers_mlx() else "llamacpp"
-        name = entry(rest or EMBEDDED).name
-        return import_module(f"punie.backends.{engine}").build_named(name, cache_dir=cache, on_progress=progress)
+        return _build_named(rest, config, cache_dir=cache, on_progress=progress)
     if kind in {"mlx", "gguf"} and rest:
-        engine = "mlx" if kind == "mlx" else "llamacpp"
         path, adapter = split_adapter(rest)
-        return import_module(f"punie.backends.{engine}").build(path, adapter, cache_dir=cache, on_progress=progress)
+        engine = _module("mlx" if kind == "mlx" else "llamacpp")
+        return engine.build(path, adapter, cache_dir=cache, on_progress=progress, options=config.engine)
     raise ConfigError(f"'{spec}' is not a model.", f"Write {_FORMS}.")
+
+
+def _build_named(text: str, config: AgentConfig, *, cache_dir: Path, on_progress: Progress) -> "Model":
+    name, adapter = split_name(text)
+    model = entry(name, config.models)
+    options = config.engine.overridden(model.engine)
+    given = {"cache_dir": cache_dir, "on_progress": on_progress, "options": options}
+    engine = engine_for(model, cache_dir)
+    if model.package:
+        return _module(engine).build_named(EMBEDDED, adapter or model.adapter, **given)
+    path = find_weights(model, engine=engine, cache_dir=cache_dir)
+    return _module(engine).build(str(path), adapter or model.adapter, **given)
+
+
+def _module(name: EngineName) -> ModuleType:
+    return import_module(f"punie.backends.{name}")
+
+
+def engine_for(model: Entry, cache_dir: Path) -> EngineName:
+    """The engine that runs a named model here: the faster one, unless there are only weights for the other one.
+
+    Raises ConfigError for a model that neither can run.
+    """
+    engines = _FASTEST_FIRST if prefers_mlx() else _FASTEST_FIRST[::-1]
+    fit: list[EngineName] = [engine for engine in engines if model.runs_on(engine)]
+    if not fit:
+        raise ConfigError(f"There are no weights of {model.name} for an engine.", f"`punie models info {model.name}`")
+    here: list[EngineName] = [engine for engine in fit if place_of(model, engine, cache_dir).exists()]
+    return (here or fit)[0]
 
 
 def prefers_mlx() -> bool:

@@ -16,6 +16,7 @@ from punie.backends import _files
 from punie.backends._files import Progress
 from punie.backends.catalogue import EMBEDDED, Entry, PackagedFile, entry
 from punie.errors import ModelError, WeightsDamaged, WeightsMissing
+from punie.local_models import EngineName
 
 _KEPT_MERGES = 4
 _PACKAGE = Path(__file__).parent.parent
@@ -35,6 +36,32 @@ def silent(stage: str, done: int, total: int) -> None:
 def model_dir(cache_dir: Path, name: str = EMBEDDED) -> Path:
     """The directory of one named model's files."""
     return cache_dir / "models" / name
+
+
+def place_of(model: Entry, engine: EngineName, cache_dir: Path) -> Path:
+    """Where the weights for this engine are, or would be."""
+    if model.path:
+        return model.path
+    directory = model_dir(cache_dir, model.name)
+    if model.file:
+        return directory / model.file.name
+    name = model.mlx_id if engine == "mlx" else model.gguf_name
+    return directory / Path(name or "weights").name
+
+
+def find_weights(model: Entry, *, engine: EngineName, cache_dir: Path) -> Path:
+    """Where the weights are. Raises WeightsMissing that says how they get there."""
+    place = place_of(model, engine, cache_dir)
+    if place.exists():
+        return place
+    if model.source == "folder":
+        raise WeightsMissing(f"The weights of {model.name} are not at {place}.", f"Mend models.{model.name}.path.")
+    size = (model.mlx_size_bytes if engine == "mlx" else model.size_bytes) / 1e9
+    raise WeightsMissing(
+        f"The weights of {model.name} are not here{f': {size:.1f} GB' * bool(size)}.",
+        f"`punie models pull {model.name}` fetches them from {model.mlx_id if engine == 'mlx' else model.gguf_id},\n"
+        f"or put them at {place}",
+    )
 
 
 def shipped_adapter(name: str = EMBEDDED) -> Path | None:
@@ -224,7 +251,7 @@ def embedded_files(cache_dir: Path, *, adapter: Path | None, on_progress: Progre
         weights,
         _tokenizer(base, directory=directory),
         template=(adapter and template_of(adapter)) or shipped_template(),
-        context_window=entry(EMBEDDED).context_window,
+        context_window=entry(EMBEDDED).context_window or 0,
     )
 
 

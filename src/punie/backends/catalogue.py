@@ -1,65 +1,92 @@
-"""The named models of `catalogue.toml`: what they are, what they need, where their weights come from."""
+"""The named models: those of `catalogue.toml` and the user's own, what they need, where their weights come from."""
 
 import tomllib
 from collections.abc import Mapping
+from difflib import get_close_matches
 from functools import cache
 from importlib.resources import files
+from pathlib import Path
 from types import MappingProxyType
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
-
 from punie.errors import ConfigError
+from punie.local_models import EngineName, ModelFacts, PackagedFile, UserModel
+
+__all__ = ["EMBEDDED", "Entry", "PackagedFile", "entries", "entry", "known", "split_name"]
 
 EMBEDDED = "smollm2-135m"
 
 
-class PackagedFile(BaseModel):
-    """A weights file that travels inside a wheel on the package index."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    name: str
-    sha256: str
-    wheel_sha256: str
-    member: str
-    """The file's path inside the wheel."""
-
-
-class Entry(BaseModel):
+class Entry(ModelFacts):
     """One named model."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
     name: str
-    title: str
-    licence: str
-    parameters: int
-    size_bytes: int
-    """Of the weights file, or of the 4-bit weights where several are published."""
-    memory_bytes: int
-    context_window: int
-    engines: tuple[Literal["llamacpp", "mlx"], ...]
-    source: Literal["package", "hub"]
-    """`package`: Punie fetches it through the package index. `hub`: the user places the file, or MLX fetches it."""
-    note: str
-    package: str | None = None
-    file: PackagedFile | None = None
-    mlx_id: str | None = None
-    """Repository of the converted weights on the model hub."""
-    gguf_id: str | None = None
-    gguf_name: str | None = None
+    origin: Literal["catalogue", "yours"] = "catalogue"
+
+    @property
+    def source(self) -> Literal["package", "hub", "folder"]:
+        """Where its weights come from: the package index, the model hub, or a place of the user's."""
+        if self.path:
+            return "folder"
+        return "package" if self.package else "hub"
+
+    def runs_on(self, engine: EngineName) -> bool:
+        """Whether this engine can run it, and there are weights for it."""
+        if engine not in self.engines:
+            return False
+        if self.path:
+            return self.path.is_dir() == (engine == "mlx")
+        if self.package:
+            return True
+        return bool(self.mlx_id if engine == "mlx" else self.gguf_id)
 
 
 @cache
 def entries() -> Mapping[str, Entry]:
-    """Every named model by its name."""
+    """Every model of the catalogue by its name."""
     tables = tomllib.loads(files("punie.backends").joinpath("catalogue.toml").read_text("utf-8"))
     return MappingProxyType({name: Entry(name=name, **table) for name, table in tables.items()})
 
 
-def entry(name: str) -> Entry:
-    """The model of that name. Raises ConfigError that lists the names there are."""
-    if name not in entries():
-        raise ConfigError(f"There is no local model named {name!r}.", f"Known: {', '.join(entries())}.")
-    return entries()[name]
+def known(models: Mapping[str, UserModel]) -> Mapping[str, Entry]:
+    """The catalogue and the user's own models, which come first where they have the same name.
+
+    Raises ConfigError for one whose `base` is not in the catalogue.
+    """
+    own = {name: _entry_of(name, model) for name, model in models.items()}
+    return MappingProxyType({**entries(), **own})
+
+
+def entry(name: str, models: Mapping[str, UserModel] | None = None) -> Entry:
+    """The model of that name. Raises ConfigError that names the nearest one, or all."""
+    found = known(models or {})
+    if name not in found:
+        raise ConfigError(f"There is no local model named {name!r}.", nearest(name, tuple(found)))
+    return found[name]
+
+
+def nearest(name: str, names: tuple[str, ...]) -> str:
+    """The next step for a name that is not there."""
+    close = get_close_matches(name.lower(), names, n=1, cutoff=0.5) or [n for n in names if n.startswith(name.lower())]
+    meant = f"Did you mean local:{close[0]}? " if close else ""
+    return f"{meant}Known: {', '.join(names)}."
+
+
+def split_name(text: str) -> tuple[str, Path | None]:
+    """`NAME+ADAPTER` as its two parts; the embedded model where the name is empty."""
+    name, plus, adapter = text.partition("+")
+    return name or EMBEDDED, Path(adapter).expanduser() if plus and adapter else None
+
+
+def _entry_of(name: str, model: UserModel) -> Entry:
+    said = {key: getattr(model, key) for key in model.model_fields_set - {"base"}}
+    if not model.base:
+        return Entry(**{"name": name, "origin": "yours", "title": name, **said})
+    if model.base not in entries():
+        raise ConfigError(
+            f"models.{name}: there is no model named {model.base!r} in the catalogue.",
+            nearest(model.base, tuple(entries())),
+        )
+    base = entries()[model.base]
+    inherited = {key: getattr(base, key) for key in base.model_fields_set}
+    return Entry(**{**inherited, **said, "name": name, "origin": "yours"})

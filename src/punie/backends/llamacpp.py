@@ -19,16 +19,11 @@ from pydantic import BaseModel, ConfigDict
 from punie.backends._cores import physical_cores, spins
 from punie.backends._engine import CallGrammar, Loaded, Piece, Worker
 from punie.backends._files import Progress
-from punie.backends._weights import (
-    ModelFiles,
-    adapter_hash,
-    embedded_files,
-    gguf_files,
-    model_dir,
-    shipped_adapter,
-)
-from punie.backends.catalogue import EMBEDDED, entry
-from punie.errors import ContextTooLong, EngineMissing, ModelError, WeightsDamaged, WeightsMissing
+from punie.backends._memory import require
+from punie.backends._weights import ModelFiles, adapter_hash, embedded_files, gguf_files, shipped_adapter
+from punie.backends.catalogue import entry
+from punie.errors import ContextTooLong, EngineMissing, ModelError, WeightsDamaged
+from punie.local_models import EngineOptions
 from punie.wire import WHOLE, View, Wire
 
 if TYPE_CHECKING:
@@ -38,6 +33,7 @@ _BATCH = 256
 """Prompt tokens between two looks at `cancelled`: about half a second on two cores, and no slower than 512."""
 _LONGEST_SOCKET_PATH = 100
 _LARGE_FILE = 1 << 30
+_DEFAULTS = EngineOptions()
 _LARGEST_WINDOW = 32_768
 """Tokens of context at most: the cache for 200,000 tokens of a large model would not fit most machines."""
 
@@ -276,47 +272,49 @@ def _parameters(path: Path, context_window: int, *, threads: int, socket: Path) 
 # --- models --------------------------------------------------------------------------------------------------------
 
 
-def build_named(name: str, *, cache_dir: Path, on_progress: Progress) -> "LocalModel":
-    """A model of the catalogue."""
+def build_named(
+    name: str, adapter: Path | None, *, cache_dir: Path, on_progress: Progress, options: EngineOptions = _DEFAULTS
+) -> "LocalModel":
+    """A model that comes as a package, with the user's adapter or with the one that is shipped for it."""
     model = entry(name)
-    if model.name == EMBEDDED:
-        adapter = shipped_adapter()
-        files = partial(embedded_files, cache_dir, adapter=adapter, on_progress=on_progress)
-        title = f"{name}+punie@{adapter_hash(adapter)}" if adapter else name
-        return _model(files, name=title, context_window=model.context_window, compact=True)
-    path = model_dir(cache_dir, name) / (model.gguf_name or f"{name}.gguf")
-    if not path.is_file():
-        raise WeightsMissing(
-            f"The weights of {name} are not here: {model.size_bytes / 1e9:.0f} GB that Punie does not fetch by itself.",
-            f"Get {model.gguf_name} from {model.gguf_id} and put it at {path}",
-        )
-    files = partial(gguf_files, path, adapter=None, cache_dir=cache_dir, on_progress=on_progress)
-    return _model(files, name=name, context_window=min(model.context_window, _LARGEST_WINDOW))
+    chosen = adapter or shipped_adapter(name)
+    files = partial(embedded_files, cache_dir, adapter=chosen, on_progress=on_progress)
+    label = adapter.name if adapter else "punie"
+    title = f"{name}+{label}@{adapter_hash(chosen)}" if chosen else name
+    return _model(files, name=title, options=options, context_window=model.context_window, compact=True)
 
 
-def build(path: str, adapter: Path | None, *, cache_dir: Path, on_progress: Progress) -> "LocalModel":
+def build(
+    path: str, adapter: Path | None, *, cache_dir: Path, on_progress: Progress, options: EngineOptions = _DEFAULTS
+) -> "LocalModel":
     """A GGUF file, with an adapter merged into it or alone."""
     gguf = Path(path).expanduser()
     files = partial(gguf_files, gguf, adapter=adapter, cache_dir=cache_dir, on_progress=on_progress)
     name = f"{gguf.stem}+{adapter.name}@{adapter_hash(adapter)}" if adapter else gguf.stem
-    return _model(files, name=name)
+    return _model(files, name=name, options=options)
 
 
 def _model(
-    files: Callable[[], ModelFiles], *, name: str, context_window: int | None = None, compact: bool = False
+    files: Callable[[], ModelFiles],
+    *,
+    name: str,
+    options: EngineOptions,
+    context_window: int | None = None,
+    compact: bool = False,
 ) -> "LocalModel":
     worker = Worker(f"punie-{name}")
-    load = partial(_load, files, compact=compact)
+    load = partial(_load, files, compact=compact, options=options)
     loading = worker.submit(load)
     from punie.backends._local import LocalModel  # its import takes longer than the loading it runs beside
 
     return LocalModel(load, name=name, context_window=context_window, compact=compact, worker=worker, loading=loading)
 
 
-def _load(files: Callable[[], ModelFiles], *, compact: bool) -> Loaded:
+def _load(files: Callable[[], ModelFiles], *, compact: bool, options: EngineOptions) -> Loaded:
     started = time.monotonic()
     found = files()
-    view = View() if compact else WHOLE
-    wire = Wire.load(found.tokenizer, template=found.template, view=view)
-    engine = LlamaCpp(found.weights, context_window=min(found.context_window, _LARGEST_WINDOW))
+    context = min(found.context_window, options.context or _LARGEST_WINDOW)
+    require(found.weights, context=context, options=options)
+    wire = Wire.load(found.tokenizer, template=found.template, view=View() if compact else WHOLE)
+    engine = LlamaCpp(found.weights, context_window=context)
     return Loaded(engine, wire, load_s=time.monotonic() - started)

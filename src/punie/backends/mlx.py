@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from punie.backends._engine import CallGrammar, Finish, Loaded, Piece, Worker
 from punie.backends._files import Progress
+from punie.backends._memory import require
 from punie.backends._mlx_files import ModelFiles, directory_files, embedded_files
 from punie.backends._weights import adapter_hash, shipped_adapter
-from punie.backends.catalogue import EMBEDDED, entry
-from punie.errors import ContextTooLong, ModelError, WeightsMissing
+from punie.backends.catalogue import entry
+from punie.errors import ContextTooLong, ModelError
+from punie.local_models import EngineOptions
 from punie.wire import WHOLE, View, Wire
 
 if TYPE_CHECKING:
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
 
 _BATCH = 256
 """Prompt tokens between two looks at `cancelled`."""
+_DEFAULTS = EngineOptions()
 _LARGEST_WINDOW = 32_768
 """Tokens of context at most: the cache for 200,000 tokens of a large model would not fit most machines."""
 
@@ -221,25 +224,27 @@ def _overlap(text: str, stop: str) -> int:
 # --- models --------------------------------------------------------------------------------------------------------
 
 
-def build_named(name: str, *, cache_dir: Path, on_progress: Progress) -> "LocalModel":
-    """A model of the catalogue."""
+def build_named(
+    name: str, adapter: Path | None, *, cache_dir: Path, on_progress: Progress, options: EngineOptions = _DEFAULTS
+) -> "LocalModel":
+    """A model that comes as a package, with the user's adapter or with the one that is shipped for it."""
     model = entry(name)
-    if model.name == EMBEDDED:
-        adapter = shipped_adapter()
-        files = partial(embedded_files, cache_dir, on_progress=on_progress)
-        title = f"{name}+punie@{adapter_hash(adapter)}" if adapter else name
-        return _model(files, name=title, adapter=adapter, context_window=model.context_window, compact=True)
-    if not model.mlx_id:
-        raise WeightsMissing(f"{name} is not published for MLX.", f"`punie models info {name}`")
-    return build(model.mlx_id, None, cache_dir=cache_dir, on_progress=on_progress)
+    chosen = adapter or shipped_adapter(name)
+    files = partial(embedded_files, cache_dir, on_progress=on_progress)
+    label = adapter.name if adapter else "punie"
+    title = f"{name}+{label}@{adapter_hash(chosen)}" if chosen else name
+    window = model.context_window
+    return _model(files, name=title, adapter=chosen, options=options, context_window=window, compact=True)
 
 
-def build(path: str, adapter: Path | None, *, cache_dir: Path, on_progress: Progress) -> "LocalModel":
+def build(
+    path: str, adapter: Path | None, *, cache_dir: Path, on_progress: Progress, options: EngineOptions = _DEFAULTS
+) -> "LocalModel":
     """An MLX model directory, or the name of one on the model hub, with an adapter or without."""
     del cache_dir, on_progress  # the hub's own library keeps what it fetches in its own place
     stem = Path(path).name
     name = f"{stem}+{adapter.name}@{adapter_hash(adapter)}" if adapter else stem
-    return _model(partial(directory_files, path), name=name, adapter=adapter)
+    return _model(partial(directory_files, path), name=name, adapter=adapter, options=options)
 
 
 def _model(
@@ -247,26 +252,23 @@ def _model(
     *,
     name: str,
     adapter: Path | None,
+    options: EngineOptions,
     context_window: int | None = None,
     compact: bool = False,
 ) -> "LocalModel":
     worker = Worker(f"punie-{name}")
-    load = partial(_load, files, adapter=adapter, compact=compact)
+    load = partial(_load, files, adapter=adapter, options=options, compact=compact)
     loading = worker.submit(load)
     from punie.backends._local import LocalModel  # its import takes longer than the loading it runs beside
 
     return LocalModel(load, name=name, context_window=context_window, compact=compact, worker=worker, loading=loading)
 
 
-def _load(files: Callable[[], ModelFiles], *, adapter: Path | None, compact: bool) -> Loaded:
+def _load(files: Callable[[], ModelFiles], *, adapter: Path | None, options: EngineOptions, compact: bool) -> Loaded:
     started = time.monotonic()
     found = files()
+    context = min(found.context_window, options.context or _LARGEST_WINDOW)
+    require(found.weights, context=context, options=options, adapter=adapter)
     wire = Wire.load(found.tokenizer, template=found.template_with(adapter), view=View() if compact else WHOLE)
-    engine = Mlx(
-        found.weights,
-        wire.tokenizer,
-        context_window=min(found.context_window, _LARGEST_WINDOW),
-        end=found.end,
-        adapter=adapter,
-    )
+    engine = Mlx(found.weights, wire.tokenizer, context_window=context, end=found.end, adapter=adapter)
     return Loaded(engine, wire, load_s=time.monotonic() - started)
