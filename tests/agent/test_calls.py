@@ -1,7 +1,9 @@
 import pytest
 from pydantic_ai.tools import ToolDefinition
 
-from punie.agent.calls import TextGate, is_unreadable_call, read_calls, signature
+from punie.agent._textgate import TextGate
+from punie.agent.calls import signature
+from punie.wire import parse
 
 NAMES = ("read_file", "search")
 CALL = '{"name": "read_file", "arguments": {"path": "a.py"}}'
@@ -20,26 +22,26 @@ CALL = '{"name": "read_file", "arguments": {"path": "a.py"}}'
     ],
 )
 def test_calls_in_every_known_dialect_are_read(text: str, prose: str):
-    reply = read_calls(text, NAMES)
+    reply = parse(text, names=NAMES)
     assert [(call.name, call.arguments) for call in reply.calls] == [("read_file", '{"path": "a.py"}')]
     assert reply.text == prose
 
 
 def test_text_that_is_only_a_call_of_an_unknown_tool_is_a_call():
-    assert [call.name for call in read_calls('{"name": "rm", "arguments": {}}', NAMES).calls] == ["rm"]
+    assert [call.name for call in parse('{"name": "rm", "arguments": {}}', names=NAMES).calls] == ["rm"]
 
 
 @pytest.mark.parametrize(
     "text", ["Use {x} here.", '{"name": "Ada", "age": 3}', "```json\n[1, 2]\n```", "read_file reads a file", ""]
 )
 def test_other_text_is_not_a_call(text: str):
-    assert read_calls(text, NAMES).calls == ()
+    assert parse(text, names=NAMES).calls == ()
 
 
 @pytest.mark.parametrize("text", ["<tool_call>", '<tool_call>\n{"na', " <function=", "<|tool_call|>x"])
 def test_broken_calls_are_known_as_such(text: str):
-    assert not read_calls(text, NAMES).calls
-    assert is_unreadable_call(text)
+    assert not parse(text, names=NAMES).calls
+    assert parse(text, names=NAMES).broken
 
 
 def shown(text: str, *, size: int = 3) -> tuple[str, str]:

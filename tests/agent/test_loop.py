@@ -122,6 +122,7 @@ async def test_a_call_written_as_text_runs_once_and_is_not_shown(project: Projec
     events, _ = await project.turn(f"I look.\n<tool_call>\n{call}\n</tool_call>", "There it is.")
     assert shape(events) == [
         "text I look.\n",
+        "notice repaired",
         'call find_symbol {"name": "Flask"}',
         "ok find_symbol",
         "text There it is.",

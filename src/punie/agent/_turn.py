@@ -22,20 +22,23 @@ from pydantic_ai.messages import (
     RetryFeedbackPart,
     TextPart,
     TextPartDelta,
+    ThinkingPart,
+    ThinkingPartDelta,
     ToolCallPart,
     ToolReturnPart,
 )
 from pydantic_ai.tools import ToolDefinition
 from pydantic_ai.usage import RunUsage
 
-from punie import tools
+from punie import tools, wire
 from punie.agent import failures, limits
-from punie.agent.calls import TextGate
+from punie.agent._textgate import TextGate
 from punie.agent.events import (
     Event,
     Notice,
     Text,
     TextReplaced,
+    Thinking,
     Timing,
     ToolCalled,
     ToolOutcome,
@@ -84,6 +87,7 @@ class Turn:
     stopped_by: PunieError | None = None
     _run: AgentRunEvents[str] | None = None
     _gate: TextGate | None = None
+    _thoughts: wire.Thoughts = field(default_factory=wire.Thoughts)
     _text: str = ""
     """Shown since the last tool result."""
     _earlier_text: str = ""
@@ -111,12 +115,18 @@ class Turn:
                 yield from self._withdraw()  # a model may put a part in place of what it has streamed
         match event:
             case PartStartEvent(index=index, part=TextPart(content=content)):
-                self._gate, self._text_index = TextGate(self.names), index
-                yield from self._show(self._gate.feed(content))
-            case PartDeltaEvent(delta=TextPartDelta(content_delta=delta)) if self._gate:
-                yield from self._show(self._gate.feed(delta))
+                self._gate, self._text_index, self._thoughts = TextGate(self.names), index, wire.Thoughts()
+                yield from self._said(*self._thoughts.feed(content))
+            case PartDeltaEvent(delta=TextPartDelta(content_delta=delta)):
+                yield from self._said(*self._thoughts.feed(delta))
             case PartEndEvent(part=TextPart()) if self._gate:
+                yield from self._said(*self._thoughts.flush())
                 yield from self._show(self._gate.close())
+            case (
+                PartStartEvent(part=ThinkingPart(content=thought))
+                | PartDeltaEvent(delta=ThinkingPartDelta(content_delta=thought))
+            ):
+                yield from self._said(thought or "", "")
             case FunctionToolCallEvent(part=call):
                 yield self._call(call)
             case FunctionToolResultEvent(part=result):
@@ -142,6 +152,13 @@ class Turn:
         last = messages[-1] if messages else None
         parts = last.parts if isinstance(last, ModelRequest) else ()
         return next((str(part.content) for part in parts if isinstance(part, RetryFeedbackPart)), None)
+
+    def _said(self, thought: str, said: str) -> Iterator[Event]:
+        """Thinking as it comes, and of the rest what is certain not to be a call."""
+        if thought and not self.stopped_by:
+            yield Thinking(thought)
+        if self._gate and said:
+            yield from self._show(self._gate.feed(said))
 
     def _show(self, delta: str) -> Iterator[Event]:
         if not delta or self.stopped_by:

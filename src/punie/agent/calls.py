@@ -1,23 +1,30 @@
-"""Calls that a model wrote as text, and what it is told about calls that cannot be made."""
+"""Calls as models really write them: as text, misspelt, broken, cut off, twice; and what a model is told about them.
 
-import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+One rule holds for all of them: a call that had to be repaired runs only if it changes nothing, a call that was cut
+off never runs, and the model is asked for it again.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from difflib import get_close_matches
+from typing import Any
 
 from pydantic import ValidationError
-from pydantic_ai.messages import ModelResponse, TextPart, ToolCallPart
+from pydantic_ai.messages import INVALID_JSON_KEY, ModelResponse, TextPart, ToolCallPart
 from pydantic_ai.tools import ToolDefinition
 
-from punie import wire
+from punie import tools, wire
 
-_FENCE = re.compile(r"\A\s*```\w*\s*\n(?P<body>.*?)\n?\s*```\s*\Z", re.DOTALL)
-_OPENING = re.compile(
-    r"<tool_call>|<function=|^\s*\{"
-    r"|^[ \t]*```(?:json|tool_call)?[ \t]*(?:\n\s*(?:\{|\Z)|\Z)"
-    r"|<[\w=]{0,9}\Z|^[ \t]*`{1,3}\w*\Z",  # what may still become one of the above
-    re.MULTILINE,
-)
-_UNREADABLE = re.compile(r"\A\s*(?:<tool_call>|<function=|<\|?tool_calls?\|?>|\[TOOL_CALLS\])")
+REPAIRED, REFUSED = "repaired", "refused"
+"""Keys of a call's provider details: what was repaired in it, and why it must not run."""
+
+CUT_OFF = "it was cut off at max_tokens"
+CALL_CUT_OFF = "The tool call was cut off at max_tokens. Write a shorter one, or do it in several steps."
+_NEAREST = 3
+_SHOWN = 60
+
+Tools = Mapping[str, ToolDefinition]
 
 
 def text_of(response: ModelResponse) -> str:
@@ -30,55 +37,94 @@ def has_calls(response: ModelResponse) -> bool:
     return any(isinstance(part, ToolCallPart) for part in response.parts)
 
 
-def read_calls(text: str, names: Sequence[str]) -> wire.Reply:
-    """Prose and calls of a text. A text that is nothing but a call counts as one even for an unknown tool."""
-    reply = wire.parse(text, names=names)
-    if reply.calls:
-        return reply
-    fenced = _FENCE.match(text)
-    value = wire.loads_lenient((fenced["body"] if fenced else text).strip()) if "{" in text else None
-    if (
-        isinstance(value, dict)
-        and isinstance(name := value.get("name"), str)
-        and {"arguments", "parameters"} & {*value}
-    ):
-        arguments = value.get("arguments", value.get("parameters"))
-        return wire.Reply("", (wire.call(name, arguments if isinstance(arguments, dict) else {}),))
-    return reply
-
-
-def is_unreadable_call(text: str) -> bool:
-    """Whether a text without readable calls is an attempt at one."""
-    return bool(_UNREADABLE.match(text))
-
-
-@dataclass
-class TextGate:
-    """Lets the prose of one reply through as it is written and holds back what may become a call."""
-
-    names: Sequence[str]
-    _text: str = ""
-    _shown: int = 0
-
-    def feed(self, delta: str) -> str:
-        """What can be shown now."""
-        self._text += delta
-        opening = _OPENING.search(self._text, self._shown)
-        end = opening.start() if opening else len(self._text)
-        shown, self._shown = self._text[self._shown : end], end
-        return shown
-
-    def close(self) -> str:
-        """What was held back, unless it was a call."""
-        if read_calls(self._text, self.names).calls or is_unreadable_call(self._text):
-            return ""
-        return self._text[self._shown :]
+def parameters_of(known: Tools) -> wire.Parameters:
+    """The parameters of each tool in order, for calls that leave their names out."""
+    return {name: tuple(tool.parameters_json_schema.get("properties", {})) for name, tool in known.items()}
 
 
 def parts_of(reply: wire.Reply) -> list[TextPart | ToolCallPart]:
-    """The reply as response parts: its prose, then real calls."""
+    """The reply as response parts: its prose, then real calls, marked as repaired: they were written as text."""
     prose = [TextPart(reply.text)] if reply.text else []
-    return [*prose, *(ToolCallPart(call.name, call.arguments) for call in reply.calls)]
+    return [*prose, *(_part(call) for call in reply.calls)]
+
+
+def _part(call: wire.Call) -> ToolCallPart:
+    return ToolCallPart(call.name, call.arguments, provider_details={REPAIRED: call.mended or "written as text"})
+
+
+def detail(call: ToolCallPart, key: str) -> str:
+    """One of the two details of a call; empty when it has none."""
+    return str((call.provider_details or {}).get(key, ""))
+
+
+def settled(call: ToolCallPart, known: Tools, *, cut_off: bool) -> ToolCallPart:
+    """The call as it may run, or marked with the reason why it must not."""
+    name = wire.known_name(call.tool_name, known) or call.tool_name
+    arguments, flaws = _arguments(call.args)
+    named = [f"named {call.tool_name}"] if name != call.tool_name else []
+    repaired = ", ".join(part for part in (*named, detail(call, REPAIRED), *flaws) if part)
+    refused = detail(call, REFUSED) or _refusal(name, arguments, repaired, cut_off=cut_off)
+    if not repaired and not refused:
+        return call
+    details = {**(call.provider_details or {}), REPAIRED: repaired, REFUSED: refused}
+    return replace(call, tool_name=name, args=arguments, provider_details=details)
+
+
+def _refusal(name: str, arguments: str | dict[str, Any] | None, repaired: str, *, cut_off: bool) -> str:
+    if cut_off:
+        return CUT_OFF
+    if isinstance(arguments, dict) and INVALID_JSON_KEY in arguments:
+        return "its arguments are not valid JSON"
+    if repaired and name not in tools.READ_ONLY:
+        return f"it had to be repaired ({repaired}), and it changes something"
+    return ""
+
+
+def _arguments(args: str | dict[str, Any] | None) -> tuple[str | dict[str, Any] | None, Sequence[str]]:
+    """The arguments, mended if need be, and what was mended. Hopeless ones are kept under a key of their own."""
+    if not isinstance(args, str) or not args.strip() or _is_object(args):
+        return args, ()
+    found = wire.read_object(args)
+    if found is None:
+        return {INVALID_JSON_KEY: args}, ()
+    return json.dumps(found.value, ensure_ascii=False), found.flaws
+
+
+def _is_object(text: str) -> bool:
+    try:
+        return isinstance(json.loads(text), dict)
+    except ValueError:
+        return False
+
+
+def same_call(call: ToolCallPart) -> str:
+    """A key that two calls share if they ask for the same thing."""
+    return f"{call.tool_name} {json.dumps(call.args_as_dict(), sort_keys=True, default=str)}"
+
+
+def shown(call: ToolCallPart) -> str:
+    """The call in a few words, for the user."""
+    text = ", ".join(f"{key}={value!r}" for key, value in call.args_as_dict().items() if key != INVALID_JSON_KEY)
+    return f"{call.tool_name}({text if len(text) <= _SHOWN else text[:_SHOWN] + '...'})"
+
+
+def not_run(call: ToolCallPart, tool: ToolDefinition) -> str:
+    """What the model is told about a call that must not run."""
+    return f"Not run: {detail(call, REFUSED)}. Make the call again, whole and well-formed, as {signature(tool)}."
+
+
+def unreadable(broken: str, known: Tools) -> str:
+    """What the model is told about a call that nobody can read: how the tool it seems to name is called."""
+    meant = next((tool for name, tool in known.items() if name in broken), None)
+    how = f" Call it as {signature(meant)}." if meant else ""
+    return f"That tool call could not be read.{how} Write it again, complete, or answer in plain words."
+
+
+def unknown(name: str, known: Tools) -> str:
+    """What the model is told about a tool that is not there: how the nearest ones are called."""
+    near = get_close_matches(name.lower(), list(known), n=_NEAREST, cutoff=0.5)
+    there = ", ".join(signature(known[each]) for each in near or known)
+    return f"There is no tool named {name}. {'The nearest are' if near else 'There are'} {there}."
 
 
 def signature(tool: ToolDefinition) -> str:
@@ -99,7 +145,7 @@ def _problem(place: tuple[int | str, ...], kind: str, text: str) -> str:
     name = ".".join(map(str, place))
     if kind == "missing":
         return f"`{name}` is missing"
-    if kind == "extra_forbidden":
+    if kind in {"extra_forbidden", "unexpected_keyword_argument"}:
         return f"there is no `{name}`"
     if kind.startswith("json_"):
         return "the arguments are not valid JSON"

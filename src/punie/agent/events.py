@@ -18,6 +18,13 @@ class Text:
 
 
 @dataclass(frozen=True)
+class Thinking:
+    """A piece of what the model says to itself; no part of the answer."""
+
+    delta: str
+
+
+@dataclass(frozen=True)
 class TextReplaced:
     """The text streamed since the last tool result is withdrawn; `text`, possibly empty, stands in its place."""
 
@@ -100,4 +107,4 @@ class TurnEnded:
     exit_code: int = 0
 
 
-Event: TypeAlias = Text | TextReplaced | ToolCalled | ToolReturned | Notice | UsageUpdated | TurnEnded
+Event: TypeAlias = Text | Thinking | TextReplaced | ToolCalled | ToolReturned | Notice | UsageUpdated | TurnEnded

@@ -14,8 +14,11 @@ from pydantic_ai.exceptions import ModelRetry, ToolFailed
 from pydantic_ai.messages import (
     ModelMessage,
     ModelRequest,
+    ModelRequestPart,
     ModelResponse,
+    ModelResponsePart,
     TextPart,
+    ThinkingPart,
     ToolCallPart,
     ToolReturnPart,
     UserPromptPart,
@@ -23,9 +26,10 @@ from pydantic_ai.messages import (
 from pydantic_ai.models import ModelRequestContext
 from pydantic_ai.tools import ToolDefinition
 
-from punie import tools
+from punie import tools, wire
 from punie.agent import calls, citations
 from punie.agent.limits import CUT, NOTE_AT, REFUSED, LoopWatch, cut_repetition, note
+from punie.backends._notices import tell
 from punie.config import Limits
 from punie.errors import LimitReached, LoopDetected, PunieError, ToolCrashed
 from punie.tools import Workspace
@@ -50,19 +54,22 @@ class ReplyGuard(AbstractCapability[Workspace]):
         self, ctx: Context, *, request_context: ModelRequestContext, response: ModelResponse
     ) -> ModelResponse:
         """Check a whole reply. Raises ModelRetry when the model has to write it again."""
-        text = calls.text_of(response)
+        known = {tool.name: tool for tool in request_context.model_request_parameters.function_tools}
         if calls.has_calls(response):
-            return response
-        if not text.strip():
-            return replace(response, parts=[part for part in response.parts if not isinstance(part, TextPart)])
-        parameters = request_context.model_request_parameters
-        names = [tool.name for tool in parameters.function_tools]
-        reply = calls.read_calls(text, names)
+            return _with_settled_calls(response, known)
+        if (response.provider_details or {}).get("cut_call"):
+            raise ModelRetry(calls.CALL_CUT_OFF)
+        response = _with_thinking_apart(response)
+        text = calls.text_of(response)
+        reply = wire.parse(text, names=calls.parameters_of(known))
         if reply.calls:
-            return _with_text_as(response, calls.parts_of(reply))
-        if calls.is_unreadable_call(text):
-            raise ModelRetry("That tool call could not be read. Write it again, complete, or answer in plain words.")
-        return self._checked(ctx, response, text)
+            return _with_settled_calls(_with_text_as(response, calls.parts_of(reply)), known)
+        if reply.broken:
+            cut_off = response.finish_reason == "length"
+            raise ModelRetry(calls.CALL_CUT_OFF if cut_off else calls.unreadable(reply.broken, known))
+        if not reply.text.strip():
+            return _with_text_as(response, [])
+        return self._checked(ctx, response, reply.text)
 
     def _checked(self, ctx: Context, response: ModelResponse, text: str) -> ModelResponse:
         kept, repeats = _without_repetition(response, text)
@@ -73,11 +80,45 @@ class ReplyGuard(AbstractCapability[Workspace]):
             self._asked = True
             raise ModelRetry(_ask_again(invented))
         final = citations.mark(mended, known)
-        if final == text:
+        if final == calls.text_of(response):
             return response
         checked = _with_text_as(response, [_rewritten(response, final, forget=repeats)])
         details = {**(response.provider_details or {}), "stop": "repetition"}
         return replace(checked, provider_details=details) if repeats else checked
+
+
+def _with_thinking_apart(response: ModelResponse) -> ModelResponse:
+    """The response with what was thought aloud, between tags, in a part of its own: it is no part of an answer."""
+    thought, said = wire.without_thinking(calls.text_of(response))
+    if not thought:
+        return response
+    return _with_text_as(response, [ThinkingPart(thought), *([TextPart(said)] if said else [])])
+
+
+def _with_settled_calls(response: ModelResponse, known: calls.Tools) -> ModelResponse:
+    """Every call as it may run, each one once; the user is told what was repaired or has to be asked again."""
+    cut_off = response.finish_reason == "length"
+    parts: list[ModelResponsePart] = []
+    made: set[str] = set()
+    for part in response.parts:
+        if not isinstance(part, ToolCallPart):
+            parts.append(part)
+            continue
+        call = calls.settled(part, known, cut_off=cut_off and part is response.parts[-1])
+        if calls.same_call(call) in made:
+            tell(f"repaired: {calls.shown(call)} was asked for twice at once and is made once")
+            continue
+        made.add(calls.same_call(call))
+        parts.append(call)
+        _tell_about(call)
+    return replace(response, parts=parts)
+
+
+def _tell_about(call: ToolCallPart) -> None:
+    if refused := calls.detail(call, calls.REFUSED):
+        tell(f"asked again: {calls.shown(call)}: {refused}")
+    elif repaired := calls.detail(call, calls.REPAIRED):
+        tell(f"repaired: {calls.shown(call)}: {repaired}")
 
 
 def _without_repetition(response: ModelResponse, text: str) -> tuple[str, bool]:
@@ -88,12 +129,15 @@ def _without_repetition(response: ModelResponse, text: str) -> tuple[str, bool]:
 
 
 def _rewritten(response: ModelResponse, text: str, *, forget: bool) -> TextPart:
-    """The text part with other words; `forget` drops what the model really wrote, which it else sees again."""
+    """The text part with other words; `forget` drops what the model really wrote, which a local one else sees again."""
     first = next(part for part in response.parts if isinstance(part, TextPart))
-    return replace(first, content=text, provider_details=None if forget else first.provider_details)
+    details = first.provider_details or {}
+    if response.provider_name == "local" and not forget:
+        details = {"raw": calls.text_of(response), **details}
+    return replace(first, content=text, provider_details=None if forget else details or None)
 
 
-def _with_text_as(response: ModelResponse, parts: Sequence[TextPart | ToolCallPart]) -> ModelResponse:
+def _with_text_as(response: ModelResponse, parts: Sequence[ModelResponsePart]) -> ModelResponse:
     others = [part for part in response.parts if not isinstance(part, TextPart)]
     return replace(response, parts=[*others, *parts])
 
@@ -134,12 +178,23 @@ class ToolGuard(AbstractCapability[Workspace]):
 
     async def before_model_request(self, ctx: Context, request_context: ModelRequestContext) -> ModelRequestContext:
         """Raises LimitReached when the turn has used up its requests or its tokens."""
+        known = {tool.name: tool for tool in request_context.model_request_parameters.function_tools}
+        for message in (*ctx.messages[-1:], *request_context.messages[-1:]):
+            _name_the_nearest(message, known)
         if ctx.usage.requests >= self.limits.max_turns:
             raise _limit("turn", self.limits.max_turns, setting="max_turns")
         most = self.limits.max_total_tokens
         if most is not None and ctx.usage.total_tokens >= most:
             raise _limit("token", most, setting="max_total_tokens")
         return request_context
+
+    async def before_tool_validate(
+        self, ctx: Context, *, call: ToolCallPart, tool_def: ToolDefinition, args: str | dict[str, Any]
+    ) -> str | dict[str, Any]:
+        """Raises ModelRetry for a call that must not run as it is."""
+        if calls.detail(call, calls.REFUSED):
+            raise ModelRetry(calls.not_run(call, tool_def))
+        return args
 
     async def on_tool_validate_error(
         self,
@@ -193,6 +248,18 @@ class ToolGuard(AbstractCapability[Workspace]):
         if isinstance(error, PunieError):
             raise error
         raise ToolCrashed(f"The tool {call.tool_name} crashed: {type(error).__name__}: {error}") from error
+
+
+def _name_the_nearest(message: ModelMessage, known: calls.Tools) -> None:
+    """Say which tools come nearest to one that does not exist, before the model sees the message for the first time."""
+    if isinstance(message, ModelRequest):
+        message.parts = [_with_the_nearest(part, known) for part in message.parts]
+
+
+def _with_the_nearest(part: ModelRequestPart, known: calls.Tools) -> ModelRequestPart:
+    if isinstance(part, ToolReturnPart) and part.retry and part.retry.cause == "unknown_tool":
+        return replace(part, content=calls.unknown(part.tool_name, known))
+    return part
 
 
 def _bounded(result: object, *, lines: int) -> object:

@@ -4,7 +4,9 @@ PydanticAI drives the model and the tools; this only watches its events and says
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import aclosing
+from typing import TypeVar
 
 from pydantic_ai import Agent, CancellationToken, UsageLimits
 from pydantic_ai.exceptions import AgentRunError, RunCancelled
@@ -12,10 +14,13 @@ from pydantic_ai.messages import ModelMessage
 
 from punie.agent import failures
 from punie.agent._turn import Stopwatch, Turn
-from punie.agent.events import Event
+from punie.agent.events import Event, Notice
+from punie.backends._notices import listening
 from punie.config import AgentConfig
 from punie.errors import Interrupted, PunieError
 from punie.tools import Workspace
+
+T = TypeVar("T")
 
 
 async def run_turn(
@@ -46,9 +51,10 @@ async def run_turn(
     try:
         async with stream as run:
             turn.follow(run)
-            async for event in run:
-                for seen in turn.see(event):
-                    yield seen
+            async with aclosing(_with_notices(run)) as events:
+                async for event in events:
+                    for seen in (event,) if isinstance(event, Notice) else turn.see(event):
+                        yield seen
     except PunieError as raised:
         error = raised
     except RunCancelled:
@@ -61,3 +67,28 @@ async def run_turn(
         yield seen
     if cancelled is not None:
         raise cancelled
+
+
+async def _with_notices(events: AsyncIterator[T]) -> AsyncGenerator[T | Notice, None]:
+    """The events, and between them what a backend tells, also while the next event is still being waited for."""
+    queue: asyncio.Queue[T | Notice | None] = asyncio.Queue()
+    pump = asyncio.create_task(_pump(events, queue))
+    try:
+        while (item := await queue.get()) is not None:
+            yield item
+            queue.task_done()
+        await pump  # raises what ended the run
+    finally:
+        pump.cancel()
+        await asyncio.gather(pump, return_exceptions=True)
+
+
+async def _pump(events: AsyncIterator[T], queue: "asyncio.Queue[T | Notice | None]") -> None:
+    """Hand over event by event, each when the one before has been dealt with; the listener belongs to this task."""
+    try:
+        with listening(lambda text: queue.put_nowait(Notice(text))):
+            async for event in events:
+                queue.put_nowait(event)
+                await queue.join()
+    finally:
+        queue.put_nowait(None)

@@ -141,6 +141,7 @@ class LocalModel(Model[None]):
                 tool_names=tuple(parameters.declared_tool_defs),
                 prompt_tokens=len(job.prompt),
                 load_s=self._load_seconds(loaded),
+                dialect=loaded.wire.dialect,
             )
         finally:
             generation.cancelled.set()

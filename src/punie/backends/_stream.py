@@ -27,6 +27,8 @@ class LocalStream(StreamedResponse):
     tool_names: tuple[str, ...]
     prompt_tokens: int
     load_s: float
+    dialect: wire.Dialect = "json"
+    """How the model was taught to write calls; one written otherwise counts as repaired."""
     _timestamp: datetime = field(default_factory=lambda: datetime.now(UTC))
     _raw: list[str] = field(default_factory=list)
     _shown: list[str] = field(default_factory=list)
@@ -73,13 +75,16 @@ class LocalStream(StreamedResponse):
     def _conclude(self) -> Iterator[ModelResponseStreamEvent]:
         raw = "".join(self._raw)
         whole = raw if self.finish_reason == "stop" else _without_open_call(raw)
-        reply = wire.parse(whole, names=self.tool_names)
+        if len(whole) < len(raw) and self.provider_details and self.provider_details["stop"] == "length":
+            self.provider_details["cut_call"] = True
+        reply = wire.parse(whole, names=self.tool_names, dialect=self.dialect)
         shown = "".join(self._shown)
         text = self._expanded(reply.text)
         if shown and (text != shown or reply.text != shown):
             yield from self._settle(reply.text, keep=shown.strip() == text.strip())
         for call in reply.calls:
-            part = ToolCallPart(call.name, call.arguments)
+            details = {"repaired": call.mended} if call.mended else None
+            part = ToolCallPart(call.name, call.arguments, provider_details=details)
             yield self._parts_manager.handle_part(vendor_part_id=None, part=part)
         if reply.calls and self.finish_reason == "stop":
             self.finish_reason = "tool_call"

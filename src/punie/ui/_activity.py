@@ -1,8 +1,13 @@
 """How a tool call, its result and a preview look, in one line or a few."""
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from punie.ui._clean import clean, one_line
+
+if TYPE_CHECKING:
+    from punie.agent.events import UsageUpdated
 
 MAX_ARGUMENT = 60
 MAX_HEADER = 160
@@ -54,3 +59,21 @@ def first_lines(output: str, *, count: int, width: int) -> Iterator[str]:
         yield line if len(line) <= width else line[: width - 1] + "…"
     if len(lines) > count:
         yield f"… {len(lines) - count} more lines"
+
+
+@dataclass
+class Requests:
+    """Parts the running totals of a turn into its requests."""
+
+    _read: int = 0
+    _cached: int = 0
+    _number: int = 0
+
+    def line(self, usage: "UsageUpdated") -> str:
+        """`request 2: reused 812 / prefilled 40 tokens`; empty when nothing was read since the last time."""
+        read, reused = usage.input_tokens - self._read, usage.cached_tokens - self._cached
+        self._read, self._cached = usage.input_tokens, usage.cached_tokens
+        if read <= 0:
+            return ""
+        self._number += 1
+        return f"request {self._number}: reused {reused} / prefilled {read - reused} tokens"

@@ -7,7 +7,7 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from punie.agent import events
-from punie.ui._activity import activity_line, call_text, first_lines
+from punie.ui._activity import Requests, activity_line, call_text, first_lines
 from punie.ui._clean import Cleaner, clean
 from punie.ui._markdown import Block, draw, split, split_all, tail
 from punie.ui._screen import Screen
@@ -18,8 +18,10 @@ _RESULT_LINES = 3
 class TurnDrawing:
     """Takes the events of one turn and draws them on a screen."""
 
-    def __init__(self, screen: Screen) -> None:
+    def __init__(self, screen: Screen, *, verbose: bool = False) -> None:
         self._screen = screen
+        self._verbose = verbose
+        self._requests = Requests()
         self._console = screen.console
         self._cleaner = Cleaner()
         self._pending = ""
@@ -27,6 +29,9 @@ class TurnDrawing:
         """The text since the last tool result, printed or not."""
         self._withdrawn = ""
         """Text that was printed and then taken back, until it is known what stands in its place."""
+        self._thought = ""
+        """Thinking that is not printed yet: its last line."""
+        self._thought_cleaner = Cleaner()
         self._gap = False
         self._calls: dict[str, str] = {}
         self._verbatim: set[str] = set()
@@ -35,9 +40,13 @@ class TurnDrawing:
 
     def take(self, event: events.Event) -> None:
         """Draw one event."""
+        if not isinstance(event, events.Thinking):
+            self._end_thought()
         match event:
             case events.Text():
                 self._text(event.delta)
+            case events.Thinking():
+                self._think(event.delta)
             case events.TextReplaced():
                 self._replace(event.text)
             case events.ToolCalled():
@@ -50,7 +59,7 @@ class TurnDrawing:
                 self._flush()
                 self._note(event.text)
             case events.UsageUpdated():
-                pass  # The toolbar shows the totals.
+                self._count(event)
             case events.TurnEnded():
                 self._end(event)
             case _:
@@ -65,6 +74,26 @@ class TurnDrawing:
         if not self._withdrawn:
             blocks, self._pending = split(self._pending, verbatim=self._verbatim)
             self._print(blocks)
+
+    def _think(self, delta: str) -> None:
+        """Whole lines as they come; they cannot be taken back, and need not be."""
+        self._screen.status("Thinking")
+        if self._pending:
+            self._flush()
+        *lines, self._thought = (self._thought + self._thought_cleaner.feed(delta)).split("\n")
+        for line in lines:
+            self._console.print(Text(line, "dim italic"))
+
+    def _end_thought(self) -> None:
+        if self._thought.strip():
+            self._console.print(Text(self._thought, "dim italic"))
+        self._thought = ""
+
+    def _count(self, usage: events.UsageUpdated) -> None:
+        """The toolbar shows the totals; what each request cost is for those who ask."""
+        line = self._requests.line(usage)
+        if self._verbose and line:
+            self._console.print(Text(line, "dim"))
 
     def _flush(self) -> None:
         self._settle_withdrawn(ended=True)

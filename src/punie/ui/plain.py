@@ -12,14 +12,14 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Protocol, TextIO, assert_never
 
 from punie.errors import PunieError, UsageError
-from punie.ui._activity import activity_line, call_text, duration_text
+from punie.ui._activity import Requests, activity_line, call_text, duration_text
 from punie.ui._clean import clean
 from punie.ui.options import Options, OutputFormat
 
 if TYPE_CHECKING:
     from pydantic_ai import Agent
 
-    from punie.agent.events import Event, TurnEnded
+    from punie.agent.events import Event, TurnEnded, UsageUpdated
     from punie.config import AgentConfig
     from punie.tools import Workspace
     from punie.ui._setup import Setup
@@ -160,6 +160,7 @@ class TextShow:
         self._err = err
         self._verbose = verbose
         self._calls: dict[str, str] = {}
+        self._requests = Requests()
 
     def take(self, event: "Event") -> None:
         """Draw one event."""
@@ -176,10 +177,17 @@ class TextShow:
                 _note(self._err, event.text)
             case events.TurnEnded():
                 self._end(event)
-            case events.Text() | events.TextReplaced() | events.UsageUpdated():
+            case events.UsageUpdated():
+                self._count(event)
+            case events.Text() | events.TextReplaced() | events.Thinking():
                 pass  # The answer is printed when it is final; what was streamed may still be withdrawn.
             case _:
                 assert_never(event)
+
+    def _count(self, usage: "UsageUpdated") -> None:
+        line = self._requests.line(usage)
+        if self._verbose and line:
+            _note(self._err, line)
 
     def _end(self, ended: "TurnEnded") -> None:
         if ended.answer.strip():
@@ -226,6 +234,8 @@ class StreamShow:
         match event:
             case events.Text():
                 self._line("text", {"text": event.delta})
+            case events.Thinking():
+                self._line("thinking", {"text": event.delta})
             case events.TextReplaced():
                 self._line("text", {"text": event.text, "replaces": True})
             case events.ToolCalled():

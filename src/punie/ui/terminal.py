@@ -56,14 +56,16 @@ def run(options: Options) -> int:
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         raise UsageError("The chat needs a terminal.", "For one answer without one: punie -p PROMPT")
     setup = prepare(options, env=os.environ)
-    return asyncio.run(Chat(setup, console=Console(highlight=False)).run(options.prompt))
+    chat = Chat(setup, console=Console(highlight=False), verbose=options.verbose)
+    return asyncio.run(chat.run(options.prompt))
 
 
 class Chat:
     """One conversation, until it is cleared, and what is on the screen around it."""
 
-    def __init__(self, setup: Setup, *, console: Console) -> None:
+    def __init__(self, setup: Setup, *, console: Console, verbose: bool = False) -> None:
         self._setup = setup
+        self._verbose = verbose
         self._console = console
         self._history: Sequence[ModelMessage] = ()
         self._loading: Loading | None = None
@@ -223,7 +225,7 @@ class Chat:
 
         if self._agent is None:
             self._agent = assemble(self._setup, model=loaded.model, ask=self._ask)
-        drawing = TurnDrawing(screen)
+        drawing = TurnDrawing(screen, verbose=self._verbose)
         self._screen, self._cancellation = screen, CancellationToken()
         try:
             async for event in run_turn(

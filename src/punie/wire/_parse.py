@@ -11,7 +11,7 @@ from punie.wire._thinking import without_thinking
 from punie.wire._tolerant import UnreadableError
 from punie.wire._written import Parameters, calls_of
 
-_FENCE = re.compile(r"^[ \t]*```(?P<kind>[\w-]*)[ \t]*\n?(?P<body>.*?)\n?[ \t]*```[ \t]*$", re.DOTALL | re.MULTILINE)
+_FENCE = re.compile(r"^[ \t]*```(?P<kind>[\w-]*)[ \t]*\n?(?P<body>.*?)\s*(?:```[ \t]*$|\Z)", re.DOTALL | re.MULTILINE)
 _CALL_FENCES = frozenset({"", "json", "json5", "tool_call", "tool_calls", "tool_code", "tool", "xml", "python", "py"})
 _ACTION = re.compile(r"^Action:\s*(?P<name>[\w.-]+)\s*\n\s*Action Input:\s*(?P<input>\{.*)\Z", re.MULTILINE | re.DOTALL)
 _LINE_START = re.compile(r"^[ \t]*(?=[\[{]|[A-Za-z_][\w.]*\()", re.MULTILINE)

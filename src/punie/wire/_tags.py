@@ -47,8 +47,10 @@ _WRAPPERS = re.compile(
 )
 _OPENING = re.compile("|".join(f"(?P<t{number}>{tag.opens})" for number, tag in enumerate(_TAGS)))
 _CODE = re.compile(
-    r"^[ \t]*(```+|~~~+)[^\n]*\n.*?(?:^[ \t]*\1[ \t]*$|\Z)|(`+)[^`\n](?:.*?[^`\n])?\2(?!`)", re.DOTALL | re.MULTILINE
+    r"^[ \t]*(```+|~~~+)[^\n]*\n.*?(?:^[ \t]*\1[ \t]*$|\Z)|(`+)[^`\n](?:[^\n]*?[^`\n])?\2(?!`)",
+    re.DOTALL | re.MULTILINE,
 )
+_PAYLOAD = re.compile(r"\S+?[\]>]\s*(?:[\[{<]|\Z)")
 _MOST_ENDS = 20
 _OWN: Mapping[Dialect, str] = {"json": "JSON in <tool_call>", "xml": "<function=...>"}
 
@@ -69,7 +71,7 @@ def tagged(text: str, parameters: Parameters, *, dialect: Dialect) -> list[Block
     ends = [0, *(block.end for block in blocks)]
     starts = [*(block.start for block in blocks), len(text)]
     around = [(text[ends[n] : block.start], text[block.end : starts[n + 1]]) for n, block in enumerate(blocks)]
-    return [block for block, sides in zip(blocks, around, strict=True) if not _is_shown(block, code, sides)]
+    return [block for block, sides in zip(blocks, around, strict=True) if not _is_shown(text, block, code, sides)]
 
 
 def without_wrappers(text: str) -> str:
@@ -125,10 +127,11 @@ def _kind(text: str) -> str:
     return "a list" if body.startswith("[") else "a name and arguments"
 
 
-def _is_shown(block: Block, code: Sequence[tuple[int, int]], sides: tuple[str, str]) -> bool:
+def _is_shown(text: str, block: Block, code: Sequence[tuple[int, int]], sides: tuple[str, str]) -> bool:
     """Whether a block only shows what a call looks like: as code, or with words on both sides in its line."""
-    if any(start <= block.start and block.end <= end for start, end in code):
+    if any(start <= block.start < end for start, end in code):
         return True
-    before = without_wrappers(sides[0]).rpartition("\n")[2]
-    after = without_wrappers(sides[1]).partition("\n")[0]
-    return bool(re.search(r"\w", before) and re.search(r"\w", after))
+    before = re.search(r"\w", without_wrappers(sides[0]).rpartition("\n")[2])
+    if not block.calls:  # where it would end is not known; a tag that is only mentioned holds no brackets
+        return bool(before and not _PAYLOAD.match(text, block.start))
+    return bool(before and re.search(r"\w", without_wrappers(sides[1]).partition("\n")[0]))

@@ -1,0 +1,54 @@
+"""What of a reply can be shown while it is written: prose at once, what may become a call only when it did not."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from punie import wire
+
+_TAGS = (
+    r"<tool_call>|<tools>|<function|<invoke |<start_function_call>|<minimax:|<[|\uff5c]|</s>"
+    r"|\[TOOL_CALLS\]|\bfunctools\["
+)
+_LINES = r"^\s*[\[{]|^Action:"
+_FENCE = r"^[ \t]*```(?:json5?|tool_\w+|tool|xml|python|py)?[ \t]*(?:\n\s*(?:[\[{<]|\w{0,24}\Z)|\Z)"
+_BEGINNINGS = r"<[|\uff5c]?[\w=:]{0,20}\Z|\[[A-Z_]{0,11}\Z|^[ \t]*`{1,3}\w*\Z"
+"""What may still become one of the others."""
+
+
+@dataclass
+class TextGate:
+    """Lets the prose of one reply through as it is written and holds back what may become a call."""
+
+    names: Sequence[str]
+    _text: str = ""
+    _shown: int = 0
+
+    def feed(self, delta: str) -> str:
+        """What can be shown now."""
+        self._text += delta
+        opening = self._opening.search(self._text, self._shown)
+        end = opening.start() if opening else self._line_that_may_be_python()
+        shown, self._shown = self._text[self._shown : end], end
+        return shown
+
+    def close(self) -> str:
+        """What was held back, unless it was a call."""
+        reply = wire.parse(self._text, names=self.names)
+        if reply.broken and not reply.calls:
+            return ""
+        return reply.text[self._shown :] if reply.text.startswith(self._text[: self._shown].rstrip()) else ""
+
+    @cached_property
+    def _opening(self) -> "re.Pattern[str]":
+        python = rf"(?:{'|'.join(map(re.escape, self.names))})\(" if self.names else r"(?!)"
+        lines = rf"^[ \t]*(?:print\(|\[)?{python}|{_FENCE}|^[ \t]*```\w*[ \t]*\n\s*{python}"
+        return re.compile(f"{_TAGS}|{_LINES}|{lines}|{_BEGINNINGS}", re.MULTILINE)
+
+    def _line_that_may_be_python(self) -> int:
+        """Where the last line begins if it may become `read_file(...)`, else the end of the text."""
+        start = max(self._text.rfind("\n") + 1, self._shown)
+        line = self._text[start:].lstrip()
+        held = bool(line) and any(name.startswith(line) for name in self.names)
+        return start if held else len(self._text)
