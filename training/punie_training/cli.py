@@ -10,6 +10,7 @@ from pathlib import Path
 
 from punie.backends._weights import default_cache_dir
 from punie.errors import UsageError
+from punie_training import adapter_command
 
 HOME = Path("training")
 Command = Callable[[argparse.Namespace], int]
@@ -36,6 +37,7 @@ def _parser() -> argparse.ArgumentParser:
     reporting = commands.add_parser("report", help="print the report of an evaluation")
     reporting.add_argument("directory", type=Path)
     reporting.set_defaults(command=_report)
+    adapter_command.add(commands)
     return parser
 
 

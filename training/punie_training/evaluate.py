@@ -3,6 +3,7 @@
 A run that was interrupted goes on where it stopped, as long as suite, model and settings are the same.
 """
 
+import hashlib
 import json
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -91,6 +92,11 @@ async def evaluate(
         outcomes.append(outcome)
         on_progress(number, len(cases), outcome)
     return tuple(outcomes)
+
+
+def key(identity: Mapping[str, str]) -> str:
+    """What marks the outcomes of one suite, model and settings in a store."""
+    return hashlib.sha256(json.dumps(dict(identity), sort_keys=True).encode()).hexdigest()[:16]
 
 
 def stored(store: Path, *, key: str) -> Mapping[str, Outcome]:

@@ -1,7 +1,6 @@
 """One evaluation from start to end: build the suite, load one model, run every case, write the report."""
 
 import hashlib
-import json
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -65,7 +64,7 @@ async def examine(plan: Plan, *, say: Say) -> Path:
         config=config,
         opened=opened,
         store=plan.out / "outcomes.jsonl",
-        key=hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:16],
+        key=evaluate.key(known),
     )
     outcomes = await run(cases, on_progress=partial(_progress, say))
     standard = await run(standard_cases(opened))
@@ -103,13 +102,14 @@ def identity(plan: Plan, model: Model, config: AgentConfig) -> Mapping[str, str]
         "spec": plan.model,
         "base": file.sha256[:16] if file else plan.model,
         "adapter": _weights.adapter_hash(adapter) if adapter else "none",
-        "template": _digest(template),
-        "settings": _digest(config.model_dump_json()),
+        "template": digest(template),
+        "settings": digest(config.model_dump_json()),
         "split": plan.split,
     }
 
 
-def _digest(text: str) -> str:
+def digest(text: str) -> str:
+    """Sixteen hexadecimal digits that stand for the text."""
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

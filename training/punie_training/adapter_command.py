@@ -1,0 +1,60 @@
+"""`punie train compare`, `promote`: what becomes of a trained adapter."""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from argparse import _SubParsersAction
+
+
+def add(commands: "_SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Give `punie train` these commands."""
+    _compare_options(commands.add_parser("compare", help="compare two evaluations case by case"))
+    _promote_options(commands.add_parser("promote", help="ship an adapter, if it is better and nowhere worse"))
+
+
+def _compare_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("a", type=Path, help="directory of an evaluation")
+    parser.add_argument("b", type=Path, help="directory of another one, with the same suite")
+    parser.set_defaults(command=_compare)
+
+
+def _promote_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("adapter", type=Path)
+    parser.add_argument("--evaluation", type=Path, required=True, help="what `punie train eval --adapter` wrote")
+    parser.add_argument("--current", type=Path, help="what `punie train eval` wrote for the shipped adapter")
+    parser.add_argument("--margin", type=float, default=0.02, help="share of cases that may be lost anywhere")
+    parser.add_argument("--shipped", type=Path, help="directory to replace; default: the installed one")
+    parser.set_defaults(command=_promote)
+
+
+def _say(text: str) -> None:
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
+
+
+def _compare(options: argparse.Namespace) -> int:
+    from punie_training.compare import Evaluation, compare, markdown  # pydantic_ai is slow to import
+
+    _say(markdown(compare(Evaluation.load(options.a), Evaluation.load(options.b))))
+    return 0
+
+
+def _promote(options: argparse.Namespace) -> int:
+    from punie_training import compare, promote  # pydantic_ai is slow to import
+
+    evaluation = compare.Evaluation.load(options.evaluation)
+    current = compare.Evaluation.load(options.current) if options.current else None
+    if current:
+        _say(compare.markdown(compare.compare(current, evaluation)))
+    verdict = promote.promote(
+        options.adapter,
+        evaluation=evaluation,
+        current=current,
+        shipped=options.shipped or promote.SHIPPED,
+        margin=options.margin,
+    )
+    _say(f"{options.adapter} is what Punie ships now. Better: {'; '.join(verdict.wins)}")
+    return 0
