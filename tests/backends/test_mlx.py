@@ -16,24 +16,33 @@ from punie.backends import _gguf, _mlx_files, _mlx_model, _weights
 from punie.backends._engine import Piece
 from punie.backends._mlx import mx
 from punie.backends.mlx import Mlx, StopText, build
+from punie.config import EngineOptions
 from punie.errors import ContextTooLong, ModelError, WeightsDamaged, WeightsMissing
 
 PROMPT = tuple(range(3, 40))
 
 
-def model_directory(path: Path, *, seed: int = 0) -> Path:
-    """The tiny model as an MLX directory."""
+def model_directory(path: Path, *, seed: int = 0, wide: bool = False) -> Path:
+    """The tiny model as an MLX directory. `wide`: half as many heads of twice the size, which can be quantised."""
     path.mkdir(parents=True, exist_ok=True)
     gguf = tiny.write_gguf(path / "tiny.gguf", seed=seed)
     _gguf.tokenizer(gguf).save(str(path / "tokenizer.json"))
     directory = _mlx_model.ensure_directory(gguf, tokenizer=path / "tokenizer.json", cache=path)
     (directory / "tokenizer_config.json").write_text(json.dumps({"chat_template": tiny.TEMPLATE}))
+    if wide:
+        config = json.loads((directory / "config.json").read_text())
+        size = tiny.HIDDEN // tiny.HEADS * 2
+        config |= {"num_attention_heads": tiny.HEADS // 2, "num_key_value_heads": tiny.KEY_HEADS // 2, "head_dim": size}
+        (directory / "config.json").write_text(json.dumps(config))
     return directory
 
 
-def open_engine(path: Path, *, adapter: Path | None = None, end: frozenset[int] = frozenset()) -> Mlx:
+def open_engine(
+    path: Path, *, adapter: Path | None = None, end: frozenset[int] = frozenset(), options: EngineOptions | None = None
+) -> Mlx:
     tokenizer = _gguf.tokenizer(tiny.write_gguf(path.parent / "for-tokens.gguf"))
-    return Mlx(path, tokenizer, context_window=512, end=end, adapter=adapter)
+    given = options or EngineOptions()
+    return Mlx(path, tokenizer, context_window=512, end=end, adapter=adapter, options=given)
 
 
 @pytest.fixture(scope="module")
@@ -46,14 +55,25 @@ def engine(directory):
     return open_engine(directory)
 
 
-def pieces(engine, prompt=PROMPT, *, max_tokens=24, temperature=0.0, seed=0, stop=(), cancelled=None) -> list[Piece]:
+def pieces(
+    engine, prompt=PROMPT, *, max_tokens=24, temperature=0.0, seed=0, stop=(), cancelled=None, **more
+) -> list[Piece]:
     event = cancelled or threading.Event()
     asked = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed, "stop": stop, "cancelled": event}
-    return list(engine.generate(prompt, **asked))
+    return list(engine.generate(prompt, **asked, **more))
 
 
 def text(found: list[Piece]) -> str:
     return "".join(piece.text for piece in found)
+
+
+def an_opening(engine) -> tuple[tuple[int, ...], str]:
+    """A prompt, and the readable first character of what this model says to it: it can stand for `<tool_call>`."""
+    for first in range(3, 200):
+        said = text(pieces(engine, prompt=(first, *PROMPT), max_tokens=1))
+        if re.fullmatch("[!-~]", said):
+            return (first, *PROMPT), said
+    raise AssertionError("this model says nothing readable")
 
 
 def test_the_last_piece_carries_the_figures(engine):

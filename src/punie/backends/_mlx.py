@@ -7,6 +7,7 @@ a hundred times faster.
 import ctypes
 import os
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 from punie.errors import EngineMissing
@@ -47,6 +48,26 @@ except ImportError as error:
 ON_GPU = mx.default_device() != mx.Device(mx.cpu)
 
 
+def require() -> None:
+    """Make sure that models can be run here. Raises EngineMissing that says what to install."""
+    require_blas()
+    if find_spec("mlx_lm") is None:
+        raise EngineMissing("MLX is here, but not mlx-lm, which has the models.", "pip install 'punie[mlx]'")
+    if not ON_GPU:
+        _require_compiler()
+
+
+def _require_compiler() -> None:
+    """Do without compiled functions where the C++ compiler that MLX found cannot compile.
+
+    Without any compiler MLX does so by itself.
+    """
+    try:
+        mx.eval(nn.silu(mx.array([0.5])))
+    except RuntimeError:
+        mx.disable_compile()
+
+
 def require_blas() -> None:
     """Raise EngineMissing where the CPU would be left with the reference BLAS."""
     if not ON_GPU and not BLAS:
@@ -56,4 +77,4 @@ def require_blas() -> None:
         )
 
 
-__all__ = ["BLAS", "ON_GPU", "mx", "nn", "optimizers", "require_blas"]
+__all__ = ["BLAS", "ON_GPU", "mx", "nn", "optimizers", "require", "require_blas"]

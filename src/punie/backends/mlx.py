@@ -2,18 +2,22 @@
 
 import threading
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from punie.backends._engine import CallGrammar, Finish, Loaded, Piece, Worker
 from punie.backends._files import Progress
+from punie.backends._grammar import Grammars
 from punie.backends._memory import require
 from punie.backends._mlx_files import ModelFiles, directory_files, embedded_files
+from punie.backends._prefixes import prefixes_of
+from punie.backends._speculation import Drafter, InTurn, Repeats
 from punie.backends._weights import adapter_hash, shipped_adapter
 from punie.backends.catalogue import entry
-from punie.errors import ContextTooLong, ModelError
+from punie.errors import ConfigError, ContextTooLong, ModelError
 from punie.local_models import EngineOptions
 from punie.wire import WHOLE, View, Wire
 
@@ -21,9 +25,8 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
     from punie.backends._local import LocalModel
+    from punie.backends._mlx_generate import Steps
 
-_BATCH = 256
-"""Prompt tokens between two looks at `cancelled`."""
 _DEFAULTS = EngineOptions()
 _LARGEST_WINDOW = 32_768
 """Tokens of context at most: the cache for 200,000 tokens of a large model would not fit most machines."""
@@ -35,17 +38,28 @@ class Mlx:
     name = "mlx"
 
     def __init__(
-        self, path: Path, tokenizer: "Tokenizer", *, context_window: int, end: frozenset[int], adapter: Path | None
+        self,
+        path: Path,
+        tokenizer: "Tokenizer",
+        *,
+        context_window: int,
+        end: frozenset[int],
+        adapter: Path | None,
+        options: EngineOptions = _DEFAULTS,
     ) -> None:
         from punie.backends import _mlx, _mlx_model  # an extra, and slow to import
+        from punie.backends._mlx_cache import PromptCache
 
-        _mlx.require_blas()
+        _mlx.require()
         self.context_window = context_window
         self._model: Any = _mlx_model.load(path, adapter=adapter)
         self._tokenizer = tokenizer
         self._end = end
-        self._cache: list[Any] = []
-        self._cached: tuple[int, ...] = ()
+        self._cache = PromptCache(self._model, bits=options.kv_bits, quantise_after=options.kv_quantize_after)
+        self._grammars = Grammars(tokenizer, end=end, width=self._model.args.vocab_size)
+        self._drafter: Drafter = Repeats()
+        if options.draft:
+            self._drafter = InTurn((Repeats(), _draft_model(options.draft, tokenizer)))
 
     def generate(
         self,
@@ -61,10 +75,9 @@ class Mlx:
     ) -> Iterator[Piece]:
         """Continue the prompt, streaming."""
         self._refuse(prompt)
-        kept = self._keep_common(prompt)
-        tokens = self._continue(
-            prompt[kept:], max_tokens=max_tokens, sampler=_sampler(temperature, seed), cancelled=cancelled
-        )
+        kept = self._cache.reuse(prompt)
+        steps = self._steps(prompt, temperature=temperature, seed=seed, grammar=grammar, speculate=speculate)
+        tokens = steps.tokens(prompt[kept:], most=max_tokens, cancelled=cancelled)
         said: list[int] = []
         text = StopText(self._tokenizer, stop)
         finish: Finish = "length"
@@ -83,7 +96,7 @@ class Mlx:
                 finish = "cancelled" if cancelled.is_set() else "length"
         finally:
             tokens.close()
-            self._remember(prompt, said)
+            self._cache.settle((*prompt, *said))
         ended = time.monotonic()
         decoding_since = decoding_since or ended
         yield Piece(
@@ -97,18 +110,19 @@ class Mlx:
         )
 
     def save(self, path: Path) -> int:
-        """Keep nothing: see `Engine.save`."""
-        return 0
+        """See `Engine.save`: keys and values as MLX has them, with their tokens, in safetensors."""
+        return self._cache.save(path)
 
     def restore(self, path: Path) -> int:
-        """Take up nothing: see `Engine.restore`."""
-        return 0
+        """See `Engine.restore`: nothing but a whole cache of this very model is taken up."""
+        return self._cache.restore(path)
 
     def close(self) -> None:
         """Free the weights and the cache."""
         from punie.backends._mlx import mx
 
-        self._model, self._cache, self._cached = None, [], ()
+        self._model, self._drafter = None, Repeats()
+        self._cache.close()
         mx.clear_cache()
 
     def _refuse(self, prompt: Sequence[int]) -> None:
@@ -122,70 +136,30 @@ class Mlx:
         if not all(0 <= token < self._model.args.vocab_size for token in prompt):
             raise ModelError("MLX refused the request: it has invalid tokens.")
 
-    def _keep_common(self, prompt: Sequence[int]) -> int:
-        """Cut the cache back to what it has in common with the prompt; returns how many tokens that is."""
-        from mlx_lm.models.cache import make_prompt_cache, trim_prompt_cache
+    def _steps(
+        self, prompt: Sequence[int], *, temperature: float, seed: int, grammar: CallGrammar | None, speculate: bool
+    ) -> "Steps":
+        from punie.backends._mlx_generate import Steps, sampler
 
-        # At least one token must be read to say something.
-        pairs = zip(self._cached, prompt[:-1], strict=False)
-        common = next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(self._cached), len(prompt) - 1))
-        surplus = len(self._cached) - common
-        if self._cache and trim_prompt_cache(self._cache, surplus) == surplus:
-            self._cached = self._cached[:common]
-            return common
-        self._cache, self._cached = make_prompt_cache(self._model), ()
-        return 0
+        drafter = self._drafter if speculate and temperature == 0 else None
+        if drafter:
+            drafter.begin(prompt)
+        guide = self._grammars.guide(grammar) if grammar and grammar.tools else None
+        return Steps(self._model, self._cache, sample=sampler(temperature, seed), guide=guide, drafter=drafter)
 
-    def _continue(
-        self, prompt: Sequence[int], *, max_tokens: int, sampler: Callable[..., Any], cancelled: threading.Event
-    ) -> Generator[int]:
-        """Yield tokens; ends early when cancelled, before the next batch of the prompt or the next token."""
-        from mlx_lm.generate import generate_step
 
-        from punie.backends._mlx import mx
+def _draft_model(spec: str, tokenizer: "Tokenizer") -> Drafter:
+    """The smaller model that guesses ahead. Raises ConfigError if it reads other tokens."""
+    from tokenizers import Tokenizer
 
-        def look(done: int, total: int) -> None:
-            if cancelled.is_set():
-                raise _Cancelled
+    from punie.backends._mlx_draft import DraftModel
 
-        steps = generate_step(
-            mx.array(list(prompt), dtype=mx.uint32),
-            self._model,
-            max_tokens=max_tokens,
-            sampler=sampler,
-            prompt_cache=self._cache,
-            prefill_step_size=_BATCH,
-            prompt_progress_callback=look,
+    found = directory_files(spec)
+    if Tokenizer.from_file(str(found.tokenizer)).get_vocab() != tokenizer.get_vocab():
+        raise ConfigError(
+            f"engine.draft: {spec} does not have the vocabulary of the model.", "Take a smaller model of its family."
         )
-        try:
-            for token, _ in steps:
-                if cancelled.is_set():
-                    return
-                yield int(token)
-        except _Cancelled:
-            return
-        finally:
-            steps.close()
-
-    def _remember(self, prompt: Sequence[int], said: Sequence[int]) -> None:
-        """Note which tokens the cache holds: a token that was said has been read when the next one was asked for."""
-        if not all(hasattr(layer, "offset") for layer in self._cache):
-            self._cache, self._cached = [], ()  # a kind of cache that cannot be cut back
-            return
-        self._cached = (*prompt, *said)[: self._cache[0].offset]
-
-
-class _Cancelled(Exception):  # noqa: N818 - leaves the library's loop, never this module
-    pass
-
-
-def _sampler(temperature: float, seed: int) -> Callable[..., Any]:
-    from mlx_lm.sample_utils import make_sampler
-
-    from punie.backends._mlx import mx
-
-    mx.random.seed(seed)
-    return make_sampler(temp=temperature)
+    return DraftModel(found.weights)
 
 
 class StopText:
@@ -234,17 +208,25 @@ def build_named(
     label = adapter.name if adapter else "punie"
     title = f"{name}+{label}@{adapter_hash(chosen)}" if chosen else name
     window = model.context_window
-    return _model(files, name=title, adapter=chosen, options=options, context_window=window, compact=True)
+    return _model(
+        files,
+        name=title,
+        adapter=chosen,
+        cache_dir=cache_dir,
+        options=options,
+        context_window=window,
+        compact=True,
+    )
 
 
 def build(
     path: str, adapter: Path | None, *, cache_dir: Path, on_progress: Progress, options: EngineOptions = _DEFAULTS
 ) -> "LocalModel":
     """An MLX model directory, or the name of one on the model hub, with an adapter or without."""
-    del cache_dir, on_progress  # the hub's own library keeps what it fetches in its own place
+    del on_progress  # the hub's own library keeps what it fetches in its own place
     stem = Path(path).name
     name = f"{stem}+{adapter.name}@{adapter_hash(adapter)}" if adapter else stem
-    return _model(partial(directory_files, path), name=name, adapter=adapter, options=options)
+    return _model(partial(directory_files, path), name=name, adapter=adapter, cache_dir=cache_dir, options=options)
 
 
 def _model(
@@ -252,23 +234,36 @@ def _model(
     *,
     name: str,
     adapter: Path | None,
+    cache_dir: Path,
     options: EngineOptions,
     context_window: int | None = None,
     compact: bool = False,
 ) -> "LocalModel":
     worker = Worker(f"punie-{name}")
-    load = partial(_load, files, adapter=adapter, options=options, compact=compact)
+    load = partial(_load, files, adapter=adapter, cache_dir=cache_dir, options=options, compact=compact)
     loading = worker.submit(load)
     from punie.backends._local import LocalModel  # its import takes longer than the loading it runs beside
 
-    return LocalModel(load, name=name, context_window=context_window, compact=compact, worker=worker, loading=loading)
+    return LocalModel(
+        load,
+        name=name,
+        context_window=context_window,
+        compact=compact,
+        options=options,
+        worker=worker,
+        loading=loading,
+    )
 
 
-def _load(files: Callable[[], ModelFiles], *, adapter: Path | None, options: EngineOptions, compact: bool) -> Loaded:
+def _load(
+    files: Callable[[], ModelFiles], *, adapter: Path | None, cache_dir: Path, options: EngineOptions, compact: bool
+) -> Loaded:
     started = time.monotonic()
     found = files()
     context = min(found.context_window, options.context or _LARGEST_WINDOW)
     require(found.weights, context=context, options=options, adapter=adapter)
     wire = Wire.load(found.tokenizer, template=found.template_with(adapter), view=View() if compact else WHOLE)
-    engine = Mlx(found.weights, wire.tokenizer, context_window=context, end=found.end, adapter=adapter)
-    return Loaded(engine, wire, load_s=time.monotonic() - started)
+    engine = Mlx(found.weights, wire.tokenizer, context_window=context, end=found.end, adapter=adapter, options=options)
+    kind = f"mlx {version('mlx')} {adapter_hash(adapter) if adapter else ''}"
+    prefixes = prefixes_of(cache_dir, found.weights, options=options, engine=kind)
+    return Loaded(engine, wire, load_s=time.monotonic() - started, prefixes=prefixes)
