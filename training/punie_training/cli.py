@@ -2,14 +2,13 @@
 
 import argparse
 import asyncio
-import json
 import sys
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from punie.backends._weights import default_cache_dir
 from punie.errors import UsageError
+from punie_training import data_command
 from punie_training import adapter_command
 
 HOME = Path("training")
@@ -29,7 +28,7 @@ def _parser() -> argparse.ArgumentParser:
         "--cache-dir", type=Path, default=default_cache_dir(), help="where corpora and weights are kept"
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    _data_command(commands.add_parser("data", help="write the training rows and their data card"))
+    data_command.arguments(commands.add_parser("data", help="build, check or import training rows"))
     _run_command(commands.add_parser("run", help="train a recipe"))
     _eval_command(commands.add_parser("eval", help="run the evaluation suite on a model"))
     listing = commands.add_parser("list", help="list recipes, data and runs")
@@ -39,13 +38,6 @@ def _parser() -> argparse.ArgumentParser:
     reporting.set_defaults(command=_report)
     adapter_command.add(commands)
     return parser
-
-
-def _data_command(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--out", type=Path, default=HOME / "data")
-    parser.add_argument("--rows", type=int, default=3200, help="tool rows to aim for")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.set_defaults(command=_data)
 
 
 def _run_command(parser: argparse.ArgumentParser) -> None:
@@ -69,16 +61,6 @@ def _eval_command(parser: argparse.ArgumentParser) -> None:
 def _say(text: str) -> None:
     sys.stdout.write(text + "\n")
     sys.stdout.flush()
-
-
-def _data(options: argparse.Namespace) -> int:
-    from punie_training import generate  # pydantic_ai is slow to import
-
-    started = time.perf_counter()
-    card = asyncio.run(generate.build(options.out, cache_dir=options.cache_dir, wanted=options.rows, seed=options.seed))
-    _say(json.dumps({k: v for k, v in card.items() if k != "templates"}, indent=2))
-    _say(f"{options.out / 'train.jsonl'} in {time.perf_counter() - started:.0f} s")
-    return 0
 
 
 def _run(options: argparse.Namespace) -> int:

@@ -1,0 +1,86 @@
+"""`punie train data`: build the rows, check a file of rows, import a public set."""
+
+import argparse
+import asyncio
+import json
+import sys
+import time
+from pathlib import Path
+
+from punie_training.recipe import Data
+
+_WHERE = Path("training") / "data"
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Give the parser its actions; without one it builds, as `build` does."""
+    _build_options(parser, suppressed=False)
+    actions = parser.add_subparsers(metavar="ACTION")
+    _build_options(actions.add_parser("build", help="write the training rows and their data card"), suppressed=True)
+    _check_options(actions.add_parser("check", help="find mistakes in a file of rows"))
+    _import_options(actions.add_parser("import", help="bring a public tool-calling set into the form of the rows"))
+
+
+def _build_options(parser: argparse.ArgumentParser, *, suppressed: bool) -> None:
+    """A suppressed default leaves alone what was given before the word `build`."""
+    for name, value, text in (
+        ("--out", _WHERE, "directory to write into"),
+        ("--rows", 3200, "tool rows to aim for"),
+        ("--seed", 0, ""),
+    ):
+        parser.add_argument(name, type=type(value), default=argparse.SUPPRESS if suppressed else value, help=text)
+    parser.set_defaults(command=_build)
+
+
+def _check_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("file", type=Path, help="JSON lines, one row each")
+    parser.add_argument("--against", type=Path, help="another split, which must not share questions with FILE")
+    parser.add_argument(
+        "--base", type=Path, help="GGUF file or MLX directory to measure with; default: the embedded one"
+    )
+    parser.add_argument("--max-tokens", type=int, default=Data().max_tokens, help="the recipe's data.max_tokens")
+    parser.add_argument("--all", action="store_true", help="print every finding")
+    parser.set_defaults(command=_check)
+
+
+def _import_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("file", type=Path, help="JSON lines, or one JSON array")
+    parser.add_argument("--format", choices=("auto", "glaive", "sharegpt", "openai"), default="auto")
+    parser.add_argument("--out", dest="target", type=Path, required=True, help="JSON lines file to write")
+    parser.add_argument("--licence", default="", help="SPDX identifier of the set's licence, for its data card")
+    parser.add_argument("--limit", type=int, help="stop after so many rows")
+    parser.add_argument("--keep-system", action="store_true", help="keep system texts instead of Punie's own")
+    parser.set_defaults(command=_import)
+
+
+def _build(options: argparse.Namespace) -> int:
+    from punie_training import generate  # pydantic_ai is slow to import
+
+    started = time.perf_counter()
+    card = asyncio.run(generate.build(options.out, cache_dir=options.cache_dir, wanted=options.rows, seed=options.seed))
+    _say(json.dumps({k: v for k, v in card.items() if k != "templates"}, indent=2))
+    _say(f"{options.out / 'train.jsonl'} in {time.perf_counter() - started:.0f} s")
+    return 0
+
+
+def _check(options: argparse.Namespace) -> int:
+    from punie_training.check import Settings, check  # pydantic_ai is slow to import
+
+    settings = Settings(options.against, options.base, options.max_tokens, options.cache_dir)
+    report = check(options.file, settings)
+    _say(report.render(everything=options.all))
+    return report.exit_code
+
+
+def _import(options: argparse.Namespace) -> int:
+    from punie_training.sources import imports  # pydantic_ai is slow to import
+
+    wanted = imports.Wanted(options.format, options.licence, options.limit, keep_system=options.keep_system)
+    summary = imports.convert(options.file, options.target, wanted, stream=sys.stderr)
+    _say(summary.render())
+    return 0
+
+
+def _say(text: str) -> None:
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
