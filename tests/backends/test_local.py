@@ -20,7 +20,10 @@ from tests.backends import tiny
 from tests.backends.tiny import scripted_model, wait_until
 
 from punie import wire
+from punie.backends import _engine
+from punie.backends._engine import CallGrammar
 from punie.backends._local import Loaded, LocalModel
+from punie.config import EngineOptions
 from punie.errors import ContextTooLong, ModelError, WeightsMissing
 
 CALL = '<tool_call>\n{"name": "find_symbol", "arguments": {"name": "Flask"}}\n</tool_call>'
@@ -268,3 +271,96 @@ async def test_two_requests_at_once_are_answered_one_after_the_other(tmp_path):
 def test_the_profile_knows_the_context_window(tmp_path):
     model, _ = scripted_model(tmp_path)
     assert model.context_window == 4096
+
+
+# --- grammar, speculation --------------------------------------------------------------------------------------------
+
+
+async def test_the_tools_of_the_request_are_what_a_call_is_held_to(tmp_path):
+    model, engine = scripted_model(tmp_path, "one", "two")
+    await model.request(said("Where?"), None, TOOLS)
+    await ask(model)
+    grammar = engine.requests[0]["grammar"]
+    assert grammar == CallGrammar((("find_symbol", '{"properties": {"name": {}}}'),))
+    assert [request["grammar"] for request in engine.requests[1:]] == [None], "no tools, no calls"
+    assert engine.requests[0]["speculate"] is True
+
+
+async def test_grammar_and_speculation_can_be_switched_off(tmp_path):
+    model, engine = scripted_model(tmp_path, "one", asked=EngineOptions(grammar=False, speculation=False))
+    await model.request(said("Where?"), None, TOOLS)
+    assert (engine.requests[0]["grammar"], engine.requests[0]["speculate"]) == (None, False)
+
+
+async def test_a_model_that_writes_calls_in_another_dialect_is_not_forced_into_json(tmp_path):
+    template = tiny.TEMPLATE + "{# <tool_call><function=NAME> #}"
+    model, engine = scripted_model(tmp_path, "one", template=template)
+    await model.request(said("Where?"), None, TOOLS)
+    assert engine.requests[0]["grammar"] is None
+
+
+# --- caches on disk --------------------------------------------------------------------------------------------------
+
+LONG = "the " * 1200
+
+
+async def talk(model: LocalModel, *texts: str) -> list[ModelMessage]:
+    """Ask one after the other in one conversation; returns it."""
+    history: list[ModelMessage] = []
+    for text in texts:
+        history.append(ModelRequest.user_text_prompt(text))
+        history.append(await model_request(model, history))
+    return history
+
+
+async def go_on(model: LocalModel, history: list[ModelMessage]) -> None:
+    await model_request(model, [*history, ModelRequest.user_text_prompt("And then?")])
+
+
+async def test_a_long_conversation_is_taken_up_by_the_next_process(tmp_path):
+    first, _ = scripted_model(tmp_path, "one", "two", kept=True)
+    history = await talk(first, LONG, "More?")
+    assert not list(tmp_path.glob("prefixes/*")), "nothing is written while somebody may be waiting"
+    first.close()
+    assert len(list(tmp_path.glob("prefixes/*"))) == 1
+    second, engine = scripted_model(tmp_path, "three", kept=True)
+    await go_on(second, history)
+    assert engine.restored == 1
+    second.close()
+
+
+async def test_an_idle_model_keeps_what_is_new(tmp_path, monkeypatch):
+    monkeypatch.setattr(_engine, "IDLE_SECONDS", 0.05)
+    model, engine = scripted_model(tmp_path, "one", "two", kept=True)
+    history = await talk(model, LONG)
+    assert await asyncio.to_thread(wait_until, lambda: engine.saved == 1)
+    await go_on(model, history)
+    await asyncio.sleep(0.2)
+    assert engine.saved == 1, "a few words more are not worth writing all of it again"
+    await asyncio.to_thread(model.close)
+    assert engine.saved == 2, "but at the end they are"
+
+
+@pytest.mark.parametrize("kind", ["short", "new", "damaged", "not wanted"])
+async def test_what_is_not_read_from_disk(tmp_path, kind):
+    first, _ = scripted_model(tmp_path, "one", kept=kind != "not wanted")
+    history = await talk(first, "hi" if kind == "short" else LONG)
+    first.close()
+    files = list(tmp_path.glob("prefixes/*"))
+    assert len(files) == (kind in {"new", "damaged"})
+    if kind == "damaged":
+        files[0].write_text("rubbish")
+    second, engine = scripted_model(tmp_path, "two", kept=True)
+    await (talk(second, LONG) if kind == "new" else go_on(second, history))
+    assert engine.restored == 0
+    second.close()
+
+
+async def test_the_beginning_of_every_prompt_is_read_once_and_then_taken_from_disk(tmp_path):
+    instructions = "Be brief. " * 100
+    for spoken in (1, 0):
+        model, engine = scripted_model(tmp_path, "a", kept=True)
+        model.warm(instructions, TOOLS.function_tools)
+        assert await asyncio.to_thread(wait_until, lambda e=engine: e.saved + e.restored)
+        assert len(engine.requests) == spoken
+        model.close()

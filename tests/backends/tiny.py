@@ -14,6 +14,8 @@ from tokenizers import Tokenizer, pre_tokenizers
 from punie.backends import _gguf
 from punie.backends._engine import CallGrammar
 from punie.backends._local import Loaded, LocalModel, Piece
+from punie.backends._prefixes import Prefixes
+from punie.config import EngineOptions
 from punie.wire import WHOLE, Wire
 
 SPECIALS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
@@ -135,6 +137,7 @@ class ScriptedEngine:
         self.spoken = 0
         self.closed = threading.Event()
         self.cached: tuple[int, ...] = ()
+        self.saved = self.restored = 0
         self._texts = iter(texts)
         self._pause_s = pause_s
 
@@ -171,6 +174,7 @@ class ScriptedEngine:
 
     def save(self, path: Path) -> int:
         path.write_text(json.dumps(self.cached))
+        self.saved += 1
         return len(self.cached)
 
     def restore(self, path: Path) -> int:
@@ -178,17 +182,27 @@ class ScriptedEngine:
             self.cached = tuple(json.loads(path.read_text()))
         except ValueError:
             return 0
+        self.restored += 1
         return len(self.cached)
 
     def close(self) -> None:
         self.closed.set()
 
 
-def scripted_model(tmp_path: Path, *texts: str, **options) -> tuple[LocalModel, ScriptedEngine]:
-    """A local model on a scripted engine."""
-    engine = ScriptedEngine(*texts, **options)
-    wire = Wire(byte_tokenizer(tmp_path), template=TEMPLATE, view=WHOLE)
-    return LocalModel(lambda: Loaded(engine, wire, load_s=0.125), name="tiny", context_window=4096), engine
+def scripted_model(
+    tmp_path: Path,
+    *texts: str,
+    asked: EngineOptions | None = None,
+    kept: bool = False,
+    template: str = TEMPLATE,
+    **more,
+) -> tuple[LocalModel, ScriptedEngine]:
+    """A local model on a scripted engine; `kept`: with a place on disk for its caches, as another process has too."""
+    engine = ScriptedEngine(*texts, **more)
+    wire = Wire(byte_tokenizer(tmp_path), template=template, view=WHOLE)
+    prefixes = Prefixes(tmp_path / "prefixes", model="scripted") if kept else None
+    loaded = Loaded(engine, wire, load_s=0.125, prefixes=prefixes)
+    return LocalModel(lambda: loaded, name="tiny", context_window=4096, options=asked), engine
 
 
 def wait_until(condition, *, seconds: float = 5.0) -> bool:

@@ -4,6 +4,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Literal, Protocol, TypeVar
@@ -122,23 +123,15 @@ class Worker:
         if self._stopped:
             raise ModelError("The model is closed.")
         future: Future[T] = Future()
-
-        def run() -> None:
-            if not future.set_running_or_notify_cancel():
-                return
-            try:
-                result = job()
-            except BaseException as error:  # noqa: BLE001 - whoever waits for the future raises it
-                future.set_exception(error)
-            else:
-                future.set_result(result)
-
-        self._jobs.put(run)
+        self._jobs.put(partial(_settle, future, job))
         return future
 
-    def when_idle(self, job: Callable[[], None]) -> None:
-        """Do this, once, when nothing has come for a while; only for jobs of the worker itself. The last one counts."""
-        self._idle = job
+    def when_idle(self, job: Callable[[], object]) -> None:
+        """Do this, once, when nothing has come for a while; only for jobs of the worker itself. The last one counts.
+
+        Nobody is told how it went.
+        """
+        self._idle = partial(_settle, Future(), job)
 
     def stop(self, *, timeout: float) -> None:
         """Let the queued jobs finish, for at most `timeout` seconds."""
@@ -158,3 +151,14 @@ class Worker:
         except Empty:
             idle, self._idle = self._idle, None
             return idle
+
+
+def _settle(future: "Future[T]", job: Callable[[], T]) -> None:
+    if not future.set_running_or_notify_cancel():
+        return
+    try:
+        result = job()
+    except BaseException as error:  # noqa: BLE001 - whoever waits for the future raises it
+        future.set_exception(error)
+    else:
+        future.set_result(result)

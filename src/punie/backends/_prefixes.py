@@ -1,8 +1,9 @@
 """Attention caches on disk: what one process has read of a conversation, the next one need not read again.
 
 Two kinds are kept: the beginning that every prompt shares (instructions and tools), written the first time it is
-read, and a whole conversation that has become long. A conversation is written when its model has been idle for a
-while or is closed, never between a question and its answer. Files hold what was said, so they are the user's alone.
+read, and a whole conversation that has become long. A conversation is written when its model is closed, or has been
+idle for a while and has much that is new, never between a question and its answer. Files hold what was said, so they
+are the user's alone.
 """
 
 import hashlib
@@ -23,6 +24,8 @@ LONG_CONVERSATION = 1024
 """The same for a conversation, whose file is larger and used once."""
 _MOST_FILES = 16
 _MOST_BYTES = 2 << 30
+_LARGEST_FILE = 1 << 29
+"""Bytes: a second on most disks, which somebody waits for at the end of the program."""
 _SPARE_BYTES = 1 << 30
 """What must be free on the disk, or nothing is kept."""
 
@@ -30,10 +33,11 @@ _SPARE_BYTES = 1 << 30
 class Prefixes:
     """The kept caches of one model. Nothing here ever fails: without a file the prompt is read again."""
 
-    def __init__(self, directory: Path, *, model: str) -> None:
+    def __init__(self, directory: Path, *, model: str, bytes_per_token: float = 0.0) -> None:
         """`model`: whatever the numbers in a cache depend on besides the tokens: engine, weights, adapter, bits."""
         self.directory = directory
         self._model = model
+        self._bytes_per_token = bytes_per_token
 
     def restore(self, engine: Engine, conversation: str) -> int:
         """Let the engine take up what is kept of this conversation; returns how many tokens that is."""
@@ -50,8 +54,10 @@ class Prefixes:
             pass  # another process has removed it
         return count
 
-    def save(self, engine: Engine, conversation: str) -> int:
-        """Keep what the engine has cached; returns how many tokens that is, 0 if there is no room."""
+    def save(self, engine: Engine, conversation: str, *, tokens: int = 0) -> int:
+        """Keep what the engine has cached, `tokens` at least; returns how many, 0 if there is no room."""
+        if tokens * self._bytes_per_token > _LARGEST_FILE:
+            return 0
         try:
             self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             if shutil.disk_usage(self.directory).free < _SPARE_BYTES:
@@ -78,17 +84,19 @@ class Prefixes:
                 path.unlink(missing_ok=True)
 
 
-def prefixes_of(cache_dir: Path, weights: Path, *, options: EngineOptions, engine: str) -> Prefixes | None:
+def prefixes_of(
+    cache_dir: Path, weights: Path, *, options: EngineOptions, engine: str, bytes_per_token: float = 0.0
+) -> Prefixes | None:
     """Where the caches of this file or directory of weights are kept, or None if the user wants none.
 
-    `engine`: its name and version, and an adapter that is not part of the weights.
+    `engine`: its name and version, and an adapter that is not part of the weights. `bytes_per_token`: of the cache.
     """
     if not options.prefix_cache:
         return None
     stat = weights.stat()
     kind = f"{options.kv_bits}/{options.kv_quantize_after if options.kv_bits else 0}"
     place = f"{weights.resolve()}|{stat.st_size}|{stat.st_mtime_ns}"
-    return Prefixes(cache_dir / "prefixes", model=f"{engine}|{place}|{kind}")
+    return Prefixes(cache_dir / "prefixes", model=f"{engine}|{place}|{kind}", bytes_per_token=bytes_per_token)
 
 
 def conversation_key(chat: wire.Wire, messages: Sequence[wire.Message], tools: Sequence[dict[str, Any]]) -> str:

@@ -68,9 +68,10 @@ class Runtime:
         self._is_told = False
         self._running: set[Generation] = set()
         self._closed = False
-        self._cached = ""
-        """The conversation in the engine's cache; with `_keep` only touched by the worker."""
-        self._keep: Callable[[], object] | None = None
+        # What is in the engine's cache; only the worker touches this.
+        self._conversation = ""
+        self._kept_tokens = 0
+        self._unkept: Callable[[], int] | None = None
 
     def begin(self) -> "Future[Loaded]":
         """Start loading, unless that has been done."""
@@ -122,19 +123,22 @@ class Runtime:
 
     def _take_up(self, loaded: Loaded, job: Job) -> None:
         """Restore a conversation from an earlier process, and see to it that this one is kept when there is time."""
-        prefixes, known = loaded.prefixes, job.conversation == self._cached
-        self._cached, self._keep = job.conversation, None
+        prefixes, known = loaded.prefixes, job.conversation == self._conversation
+        self._conversation, self._unkept = job.conversation, None
+        if not known:
+            self._kept_tokens = 0
         if prefixes is None or not job.conversation or len(job.prompt) < LONG_CONVERSATION:
             return
         if job.goes_on and not known:
-            prefixes.restore(loaded.engine, job.conversation)
-        self._keep = partial(prefixes.save, loaded.engine, job.conversation)
-        self._worker.when_idle(self._keep_now)
+            self._kept_tokens = prefixes.restore(loaded.engine, job.conversation)
+        self._unkept = partial(prefixes.save, loaded.engine, job.conversation, tokens=len(job.prompt))
+        if len(job.prompt) - self._kept_tokens >= LONG_CONVERSATION:
+            self._worker.when_idle(self._keep)
 
-    def _keep_now(self) -> None:
-        keep, self._keep = self._keep, None
-        if keep is not None:
-            keep()
+    def _keep(self) -> None:
+        save, self._unkept = self._unkept, None
+        if save is not None:
+            self._kept_tokens = save()
 
     def close(self) -> None:
         """Cancel what runs, free the weights, end the thread. Nothing can be asked afterwards."""
@@ -149,7 +153,7 @@ class Runtime:
 
     def _end(self, loading: "Future[Loaded]") -> None:
         if loading.exception() is None:
-            self._keep_now()
+            self._keep()
             loading.result().engine.close()
 
 
@@ -159,7 +163,7 @@ def _read_ahead(loaded: Loaded, job: Job) -> None:
     if prefixes is not None and prefixes.restore(loaded.engine, job.conversation):
         return
     if _drain(loaded.engine, job) and prefixes is not None:
-        prefixes.save(loaded.engine, job.conversation)
+        prefixes.save(loaded.engine, job.conversation, tokens=len(job.prompt))
 
 
 def _start(engine: Engine, job: Job, *, cancelled: threading.Event) -> Iterable[Piece]:

@@ -197,9 +197,15 @@ def _load(files: Callable[[], ModelFiles], *, cache_dir: Path, compact: bool, op
     started = time.monotonic()
     found = files()
     context = min(found.context_window, options.context or _LARGEST_WINDOW)
-    require(found.weights, context=context, options=options)
+    plan = require(found.weights, context=context, options=options)
     wire = Wire.load(found.tokenizer, template=found.template, view=View() if compact else WHOLE)
-    prefixes = prefixes_of(cache_dir, found.weights, options=options, engine=f"llama.cpp {version()}")
+    prefixes = prefixes_of(
+        cache_dir,
+        found.weights,
+        options=options,
+        engine=f"llama.cpp {version()}",
+        bytes_per_token=plan.cache_per_token,
+    )
     kept = prefixes.directory if prefixes else None
     engine = LlamaCpp(found.weights, context_window=context, options=options, kept=kept)
     return Loaded(engine, wire, load_s=time.monotonic() - started, prefixes=prefixes)
