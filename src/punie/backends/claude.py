@@ -15,6 +15,7 @@ from pydantic_ai.providers.anthropic import AnthropicProvider
 
 from punie.backends import _keys, _refusals
 from punie.backends._http import Client
+from punie.backends._whole import whole
 from punie.config import AgentConfig
 from punie.errors import ConfigError
 
@@ -60,7 +61,5 @@ class Claude(AnthropicModel):
     ) -> AsyncIterator[StreamedResponse]:
         """Stream an answer. Raises NetworkRefused when it stops in the middle, before a call in it is made."""
         asked = super().request_stream(messages, model_settings, model_request_parameters, run_context)
-        async with asked as response:
+        async with whole(asked, httpx2.URL(self.base_url)) as response:
             yield response
-            if response.finish_reason is None and not response.cancelled:
-                raise _refusals.broken_off(httpx2.URL(self.base_url))

@@ -10,7 +10,6 @@ from urllib.parse import urlsplit
 import httpx2
 from openai import AsyncOpenAI
 from pydantic_ai import ModelSettings, RunContext
-from pydantic_ai.exceptions import ModelAPIError
 from pydantic_ai.messages import ModelMessage, ModelResponse
 from pydantic_ai.models import ModelRequestParameters, StreamedResponse
 from pydantic_ai.models.openai import OpenAIChatModel
@@ -20,6 +19,7 @@ from pydantic_ai.providers.openai import OpenAIProvider
 from punie.backends import _keys, _refusals, _servers
 from punie.backends._http import Client
 from punie.backends._notices import tell
+from punie.backends._whole import whole
 from punie.config import AgentConfig
 from punie.errors import ConfigError, NetworkRefused
 
@@ -77,14 +77,9 @@ class Chat(OpenAIChatModel):
     ) -> AsyncIterator[StreamedResponse]:
         """Stream an answer. Raises NetworkRefused when it stops in the middle, before a call in it is made."""
         asked = super().request_stream(messages, model_settings, model_request_parameters, run_context)
-        try:
-            async with asked as response:
-                yield response
-                self._compare(response.model_name)
-        except ModelAPIError as error:
-            if "without a `finish_reason`" not in error.message:
-                raise
-            raise _refusals.broken_off(httpx2.URL(self.base_url)) from error
+        async with whole(asked, httpx2.URL(self.base_url)) as response:
+            yield response
+            self._compare(response.model_name)
 
     def _compare(self, served: str | None) -> None:
         """Tell the user, once, when another model answered than the one asked for."""
