@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource
 
 from punie.errors import ConfigError
-from punie.local_models import EngineOptions, NonEmpty, Positive, UserModel
+from punie.local_models import EngineOptions, ModelName, NonEmpty, Positive, UserModel
 
 TOOL_NAMES = (
     "read_file",
@@ -75,7 +75,7 @@ class AgentConfig(BaseModel):
     seed: Annotated[int, Field(ge=0)] = 0
     limits: Limits = Limits()
     engine: EngineOptions = EngineOptions()
-    models: Mapping[str, UserModel] = Field(default_factory=dict)
+    models: Mapping[ModelName, UserModel] = Field(default_factory=dict)
     """The user's own local models by name: `[models.mine]` is used as `local:mine`."""
 
 
@@ -111,6 +111,8 @@ class Settings(AgentConfig, BaseSettings):
         values = {name: getattr(self, name) for name in AgentConfig.model_fields if name in self.model_fields_set}
         values["model"] = self.aliases.get(self.model, self.model)
         values["tools"] = tuple(name for name in self.tools if name not in self.disallowed_tools)
+        if not self.save_sessions:  # then nothing of what was said stays on the disk
+            values["engine"] = self.engine.model_copy(update={"prefix_cache": False})
         return AgentConfig(**values)
 
 

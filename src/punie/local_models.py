@@ -10,6 +10,7 @@ Positive = Annotated[int, Field(gt=0)]
 Size = Annotated[int, Field(ge=0)]
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 HubId = Annotated[str, StringConstraints(pattern=r"^[\w.-]+/[\w.-]+$")]
+ModelName = Annotated[str, StringConstraints(pattern=r"^[\w.-]+$")]
 HomePath = Annotated[Path, AfterValidator(Path.expanduser)]
 EngineName = Literal["llamacpp", "mlx"]
 

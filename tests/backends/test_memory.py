@@ -1,4 +1,6 @@
 import json
+from collections.abc import Mapping
+from types import MappingProxyType
 
 import numpy as np
 import pytest
@@ -27,9 +29,9 @@ CODER_30B = {
 }
 
 
-def directory(path, config, *, kind=np.float16, weights=1024):
+def directory(path, config, *, kind="float16", weights=1024):
     path.mkdir()
-    arrays = {"model.embed": np.zeros(weights, np.float16), "model.norm.weight": np.zeros(8, kind)}
+    arrays = {"model.embed": np.zeros(weights, np.float16), "model.norm.weight": np.zeros(8, np.dtype(kind))}
     save_file(arrays, path / "model.safetensors")
     (path / "config.json").write_text(json.dumps(config))
     return path
@@ -52,7 +54,7 @@ def test_a_directory_is_planned_from_config_and_headers(tmp_path):
     plan = plan_for(directory(tmp_path / "half", config), context=100)
     assert plan.weights == 1024 * 2 + 8 * 2
     assert plan.cache == 100 * 2 * 2 * 16 * 2 * 2
-    full = plan_for(directory(tmp_path / "full", config, kind=np.float32), context=100)
+    full = plan_for(directory(tmp_path / "full", config, kind="float32"), context=100)
     assert full.cache == 2 * plan.cache, "MLX keeps its cache in the precision of the weights that compute"
 
 
@@ -192,9 +194,9 @@ def test_an_engine_asks_in_one_call(tiny_gguf):
 # --- this machine ---
 
 
-def machine(root, *, available_kb=8_000_000, groups="0::/\n", **files):
+def machine(root, *, groups="0::/\n", files: Mapping[str, str] = MappingProxyType({})):
     (root / "proc/self").mkdir(parents=True)
-    (root / "proc/meminfo").write_text(f"MemTotal: 9000000 kB\nMemAvailable:    {available_kb} kB\n")
+    (root / "proc/meminfo").write_text("MemTotal: 9000000 kB\nMemAvailable:    8000000 kB\n")
     (root / "proc/self/cgroup").write_text(groups)
     for name, content in files.items():
         file = root / "sys/fs/cgroup" / name.replace("__", "/").replace("_dot_", ".")
@@ -221,7 +223,7 @@ class TestLinux:
             "box__inner__memory_dot_max": "max\n",
             "box__inner__memory_dot_current": "1\n",
         }
-        root = machine(tmp_path, groups="0::/box/inner\n", **files)
+        root = machine(tmp_path, groups="0::/box/inner\n", files=files)
         assert available_bytes(root=root) == int(800_000_000 * 0.95), "the limit of the group above holds too"
 
     def test_the_older_kind_of_group(self, tmp_path):
@@ -229,7 +231,7 @@ class TestLinux:
             "memory__box__memory_dot_limit_in_bytes": "1000000000",
             "memory__box__memory_dot_usage_in_bytes": "400000000",
         }
-        root = machine(tmp_path, groups="4:memory:/box\n9:name=systemd:/\n", **files)
+        root = machine(tmp_path, groups="4:memory:/box\n9:name=systemd:/\n", files=files)
         assert available_bytes(root=root) == int(600_000_000 * 0.95)
 
     def test_this_machine_has_some(self):

@@ -1,11 +1,13 @@
-"""One wheel fetched through the package index that pip is configured for, resumed where it was cut off."""
+"""Files fetched over HTTP, resumed where they were cut off; wheels through the index that pip is configured for."""
 
 import json
 import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
@@ -21,10 +23,15 @@ _TRIES = 4
 _FIRST_PAUSE_S = 1.0
 _PIP_SECONDS = 900
 _CHUNK = 1 << 18
+_NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 
 
-class _NeedsPip(Exception):  # noqa: N818 - it asks for another way, nothing is wrong yet
-    """The server wants something only pip knows: a login, a client certificate, a private authority."""
+class Refused(Exception):  # noqa: N818 - it asks for another way, nothing is wrong yet
+    """The server does not give the file: it is not there, or it wants a login, a certificate, a private authority."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
 
 
 def fetch_wheel(requirement: str, *, directory: Path, sha256: str, on_progress: Progress) -> Path:
@@ -58,34 +65,37 @@ def _fetch(url: str, target: Path, *, requirement: str, on_progress: Progress) -
         return
     part = target.with_name(target.name + ".part")
     try:
-        _resume(url, part, on_progress=on_progress)
+        resume(url, part, on_progress=on_progress)
         part.replace(target)
-    except _NeedsPip:
+    except Refused:
         # pip knows the login, proxy and certificates of the index, but can neither show progress here nor resume.
         _pip("download", "--dest", str(target.parent), requirement)
 
 
-def _resume(url: str, part: Path, *, on_progress: Progress) -> None:
+def resume(url: str, part: Path, *, on_progress: Progress, headers: Mapping[str, str] = _NO_HEADERS) -> None:
+    """Fetch into `part`, whatever of it is there already. Raises Refused, or WeightsMissing when it is cut off."""
     for attempt in range(_TRIES):
         try:
-            _stream(url, part, on_progress=on_progress)
+            _stream(url, part, headers=headers, on_progress=on_progress)
             return
         except httpx2.ConnectError as error:
-            raise _NeedsPip from error
+            raise Refused(f"it cannot be reached ({error})") from error
         except httpx2.TransportError as error:
             if attempt == _TRIES - 1:
                 raise WeightsMissing(f"The download was cut off ({error!r}).", "Run again to continue it.") from error
             time.sleep(_FIRST_PAUSE_S * 2**attempt)
 
 
-def _stream(url: str, part: Path, *, on_progress: Progress) -> None:
+def _stream(url: str, part: Path, *, headers: Mapping[str, str], on_progress: Progress) -> None:
     start = part.stat().st_size if part.exists() else 0
-    headers = {"Range": f"bytes={start}-", "Accept-Encoding": "identity"} if start else {"Accept-Encoding": "identity"}
-    with httpx2.stream("GET", url, headers=headers, timeout=_TIMEOUT, follow_redirects=True) as response:
+    wanted = {**headers, "Accept-Encoding": "identity"}
+    if start:
+        wanted["Range"] = f"bytes={start}-"
+    with httpx2.stream("GET", url, headers=wanted, timeout=_TIMEOUT, follow_redirects=True) as response:
         if response.status_code == _NOTHING_LEFT:
             return  # Nothing is missing at the end; the checksum decides what the file is worth.
         if response.is_error:
-            raise _NeedsPip
+            raise Refused(f"it answers {response.status_code}")
         resumed = response.status_code == _PARTIAL
         done = start if resumed else 0
         total = done + int(response.headers.get("Content-Length", 0))

@@ -42,6 +42,8 @@ class Shape:
     inner: int = 0
     """Of the feed-forward part one token goes through: of a mixture of experts only the experts that are active."""
     vocabulary: int = 0
+    context: int = 0
+    """Tokens the model was trained to see at once."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,12 @@ class Plan:
     def total(self) -> int:
         """Everything together."""
         return self.weights + self.cache + self.scratch
+
+    @property
+    def parts(self) -> str:
+        """`4.3 GB weights, 1.9 GB cache for 32,768 tokens, 0.2 GB work`."""
+        cache = f"{in_gb(self.cache)} cache for {self.context:,} tokens"
+        return f"{in_gb(self.weights)} weights, {cache}, {in_gb(self.scratch)} work"
 
     def at(self, context: int) -> "Plan":
         """The same model with another context."""
@@ -123,11 +131,8 @@ def refuse_if_too_big(plan: Plan, available: int, *, name: str = "The model") ->
     """Raise NotEnoughMemory, saying what would fit, when the plan takes more than `available` bytes."""
     if plan.total <= available:
         return
-    parts = (
-        f"{_gb(plan.weights)} weights, {_gb(plan.cache)} cache for {plan.context:,} tokens, {_gb(plan.scratch)} work"
-    )
     raise NotEnoughMemory(
-        f"{name} needs {_gb(plan.total)} of memory ({parts}); {_gb(available)} can be had.",
+        f"{name} needs {in_gb(plan.total)} of memory ({plan.parts}); {in_gb(available)} can be had.",
         f"What fits: {', or '.join(what_fits(plan, available))}.",
     )
 
@@ -155,7 +160,8 @@ def largest_context(plan: Plan, available: int) -> int:
     return min(plan.context, int(room / plan.cache_per_token) // 1024 * 1024)
 
 
-def _gb(size: int) -> str:
+def in_gb(size: int) -> str:
+    """`4.7 GB`, or `12.3 MB` where that says more."""
     return f"{size / 1e9:.1f} GB" if size >= 50_000_000 else f"{size / 1e6:.1f} MB"
 
 
@@ -213,6 +219,7 @@ def _shape_of(config: Config) -> Shape:
         hidden=hidden,
         inner=active or _int(config, "intermediate_size"),
         vocabulary=_int(config, "vocab_size"),
+        context=_int(config, "max_position_embeddings"),
     )
 
 
@@ -259,6 +266,7 @@ def _shape_of_gguf(metadata: Mapping[str, Value], lengths: Mapping[str, int]) ->
         hidden=hidden,
         inner=active or _largest(values.get("feed_forward_length", 0)),
         vocabulary=lengths.get("tokenizer.ggml.tokens", _whole(values, "vocab_size")),
+        context=_whole(values, "context_length"),
     )
 
 

@@ -42,11 +42,12 @@ def place_of(model: Entry, engine: EngineName, cache_dir: Path) -> Path:
     """Where the weights for this engine are, or would be."""
     if model.path:
         return model.path
-    directory = model_dir(cache_dir, model.name)
+    directory = model_dir(cache_dir, model.folder or model.name)
     if model.file:
         return directory / model.file.name
-    name = model.mlx_id if engine == "mlx" else model.gguf_name
-    return directory / Path(name or "weights").name
+    if engine == "mlx" and model.mlx_id:
+        return directory / Path(model.mlx_id).name
+    return directory / (model.gguf_name or "weights.gguf")
 
 
 def find_weights(model: Entry, *, engine: EngineName, cache_dir: Path) -> Path:
@@ -85,7 +86,7 @@ def ensure_packaged(model: Entry, *, cache_dir: Path, on_progress: Progress = si
     """The weights file of a model that comes as a package."""
     if model.file is None or model.package is None:
         raise WeightsMissing(f"{model.name} is not in the package index.", f"`punie models info {model.name}`")
-    path = model_dir(cache_dir, model.name) / model.file.name
+    path = model_dir(cache_dir, model.folder or model.name) / model.file.name
     with _explained(model.package, path, sha256=model.file.sha256), _files.locked(path.parent):
         if not path.exists():
             _obtain(model.package, model.file, path=path, on_progress=on_progress)

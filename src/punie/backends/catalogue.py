@@ -22,6 +22,8 @@ class Entry(ModelFacts):
 
     name: str
     origin: Literal["catalogue", "yours"] = "catalogue"
+    folder: str = ""
+    """Its directory in the cache: its name, or that of the model whose weights it shares."""
 
     @property
     def source(self) -> Literal["package", "hub", "folder"]:
@@ -78,6 +80,9 @@ def split_name(text: str) -> tuple[str, Path | None]:
     return name or EMBEDDED, Path(adapter).expanduser() if plus and adapter else None
 
 
+_SOURCES = frozenset({"path", "mlx_id", "mlx_revision", "gguf_id", "gguf_name", "gguf_revision", "package", "file"})
+
+
 def _entry_of(name: str, model: UserModel) -> Entry:
     said = {key: getattr(model, key) for key in model.model_fields_set - {"base"}}
     if not model.base:
@@ -89,4 +94,7 @@ def _entry_of(name: str, model: UserModel) -> Entry:
         )
     base = entries()[model.base]
     inherited = {key: getattr(base, key) for key in base.model_fields_set}
-    return Entry(**{**inherited, **said, "name": name, "origin": "yours"})
+    if own_weights := _SOURCES & set(said):
+        inherited = {key: value for key, value in inherited.items() if key not in _SOURCES | {"gguf_sha256"}}
+    folder = name if own_weights else model.base
+    return Entry(**{**inherited, **said, "name": name, "origin": "yours", "folder": folder})
