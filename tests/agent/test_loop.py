@@ -12,6 +12,7 @@ from pydantic_ai.messages import (
     ModelResponse,
     ModelResponseStreamEvent,
     TextPart,
+    ThinkingPart,
     ToolCallPart,
     ToolReturnPart,
 )
@@ -22,7 +23,8 @@ from tests.stubs import Canned, scripted
 
 from punie.agent import Event, TurnEnded, create_agent, run_turn
 from punie.agent.approval import Decision, Request, approve_all, deny, session
-from punie.agent.events import Notice, Text, TextReplaced, ToolCalled, ToolReturned, UsageUpdated
+from punie.agent.events import Notice, Text, TextReplaced, Thinking, ToolCalled, ToolReturned, UsageUpdated
+from punie.backends._notices import tell
 from punie.config import AgentConfig, Limits
 from punie.tools import Workspace
 
@@ -50,7 +52,7 @@ def shape(events: list[Event]) -> list[str]:
                 lines.append(f"notice {text.split(':')[0]}")
             case TurnEnded(stop_reason=reason, exit_code=code):
                 lines.append(f"end {reason} {code}")
-            case UsageUpdated():
+            case UsageUpdated() | Thinking():
                 pass
     return lines
 
@@ -437,3 +439,59 @@ async def test_messages_of_every_ending_can_be_stored(project: Project):
         stored = ModelMessagesTypeAdapter.dump_json([*end.messages])
         assert len(ModelMessagesTypeAdapter.validate_json(stored)) == len(end.messages)
         assert isinstance(end.messages[0], ModelRequest)
+
+
+@pytest.mark.parametrize(
+    ("call", "reason"),
+    [
+        (("edit_file", {"path": "notes.md", "old": "absent", "new": "x"}), "old is not in notes.md"),
+        (("edit_file", {"path": "none.md", "old": "a", "new": "b"}), "No such file: none.md"),
+        (("write_file", {"path": "notes.md", "content": "x"}), "Read it with read_file before writing over it"),
+    ],
+)
+async def test_nobody_is_asked_about_a_change_that_cannot_be_made(project: Project, call, reason: str):
+    async def ask(request: Request) -> Decision:
+        raise AssertionError(f"asked about {request.preview}")
+
+    _, end = await project.turn(call, "I see.", approve=ask)
+    assert (end.stop_reason, end.answer) == ("done", "I see.")
+    assert [record.outcome for record in end.tool_calls] == ["error"]
+    assert reason in end.tool_calls[0].output
+
+
+async def test_what_a_backend_tells_is_heard_while_the_request_still_waits(project: Project):
+    heard = asyncio.Event()
+
+    async def stream(messages: list[ModelMessage], info: AgentInfo) -> AsyncIterator[str]:
+        tell("busy: asking again in 2 s")
+        await asyncio.wait_for(heard.wait(), timeout=5)
+        yield "Here."
+
+    config = AgentConfig()
+    agent = create_agent(config, model=FunctionModel(stream_function=stream))
+    events: list[Event] = []
+    async for event in run_turn(agent, "q", workspace=Workspace(project.root), config=config):
+        events.append(event)
+        if isinstance(event, Notice):
+            heard.set()
+    assert shape(events) == ["notice busy", "text Here.", "end done 0"]
+
+
+@pytest.mark.parametrize("size", [1, 5, 1000])
+async def test_thinking_is_told_apart_from_the_answer(project: Project, size: int):
+    async def stream(messages: list[ModelMessage], info: AgentInfo) -> AsyncIterator[str]:
+        text = "<think>\nWhere is src/no.py:3?\n</think>\n\nHello."
+        for start in range(0, len(text), size):
+            yield text[start : start + size]
+
+    events, end = await project.turn(model=FunctionModel(stream_function=stream))
+    assert "".join(event.delta for event in events if isinstance(event, Thinking)).strip() == "Where is src/no.py:3?"
+    assert text_shown(events) == end.answer == "Hello."
+    assert end.turns == 1
+
+
+async def test_native_thinking_is_told_and_is_no_answer(project: Project):
+    response = ModelResponse(parts=[ThinkingPart("Let me see."), TextPart("Hello.")])
+    events, end = await project.turn(model=Canned(response))
+    assert [event for event in events if isinstance(event, Thinking)] == [Thinking("Let me see.")]
+    assert text_shown(events) == end.answer == "Hello."

@@ -77,18 +77,22 @@ def test_who_may_write(
     assert outcomes == ["ok" if written else "denied"]
 
 
-@pytest.mark.parametrize("flags", [("--permission-mode", "plan"), ("--disallowed-tools", "write_file,run_command")])
-def test_a_tool_the_model_does_not_get_cannot_be_called(
-    punie: Punie, server: ScriptedServer, project: Path, flags: tuple[str, ...]
-) -> None:
+def test_a_tool_the_model_does_not_get_cannot_be_called(punie: Punie, server: ScriptedServer, project: Path) -> None:
     server.script = [[WRITE], ["Over."]]
-    punie("-p", "write", "-m", server.spec, *flags)
+    punie("-p", "write", "-m", server.spec, "--disallowed-tools", "write_file,run_command")
     assert not (project / "b.py").exists()
     tools = server.requests[0]["tools"]
     assert isinstance(tools, list)
     names = {tool["function"]["name"] for tool in tools}
     assert "read_file" in names
     assert not names & {"write_file", "run_command"}
+
+
+def test_every_mode_offers_the_same_tools(punie: Punie, server: ScriptedServer, project: Path) -> None:
+    for mode in ("default", "plan"):
+        server.script = [["Over."]]
+        punie("-p", "hi", "-m", server.spec, "--permission-mode", mode)
+    assert server.requests[0]["tools"] == server.requests[1]["tools"], "a mode switch must keep the prompt's beginning"
 
 
 def test_a_failure_before_the_first_turn_is_json_too(punie: Punie) -> None:

@@ -7,6 +7,7 @@ from punie.agent.events import (
     Notice,
     Text,
     TextReplaced,
+    Thinking,
     Timing,
     ToolCalled,
     ToolReturned,
@@ -19,9 +20,9 @@ from punie.ui._screen import Screen
 FIRST = "Two places:\n\n    a.py:1 class X\n    a.py:2 class Y\n\nThat is all."
 
 
-def drawn(*events: Event, width: int = 80) -> str:
+def drawn(*events: Event, width: int = 80, verbose: bool = False) -> str:
     file = io.StringIO()
-    drawing = TurnDrawing(Screen(Console(file=file, width=width, highlight=False)))
+    drawing = TurnDrawing(Screen(Console(file=file, width=width, highlight=False)), verbose=verbose)
     for event in events:
         drawing.take(event)
     return "\n".join(line.rstrip() for line in file.getvalue().splitlines())
@@ -75,6 +76,20 @@ def test_why_a_turn_ended_is_said() -> None:
     assert "no answer" in drawn(ended(stop_reason="error", error="The server gave no answer."))
     assert "Stopped" in drawn(Text("half"), ended(stop_reason="interrupted"))
     assert drawn(Text("whole"), ended()) == "whole"
+
+
+def test_thinking_stands_before_the_answer_and_outside_of_it() -> None:
+    text = drawn(Thinking("Is it\nin a.p"), Thinking("y?\x1b[2J"), Text("It is."), ended())
+    assert text == "Is it\nin a.py?\nIt is."
+
+
+def test_what_each_request_read_anew_is_shown_to_those_who_ask() -> None:
+    told = (UsageUpdated(100, 5, 0), UsageUpdated(220, 9, 100))
+    assert drawn(*told, Text("x"), ended()) == "x"
+    assert drawn(*told, Text("x"), ended(), verbose=True).splitlines()[:2] == [
+        "request 1: reused 0 / prefilled 100 tokens",
+        "request 2: reused 100 / prefilled 20 tokens",
+    ]
 
 
 def test_a_diff_has_its_colours() -> None:

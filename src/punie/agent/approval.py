@@ -97,9 +97,14 @@ class Gate:
     _granted: set[str] = field(default_factory=set)
 
     def needs_approval(self, ctx: RunContext[Workspace], tool: ToolDefinition, arguments: Mapping[str, object]) -> bool:
-        """Whether the call has to be asked about; the shape `approval_required` of a toolset wants."""
-        del ctx
-        return tool.name not in tools.READ_ONLY and _grant(tool.name, arguments) not in self._granted
+        """Whether the call has to be asked about; the shape `approval_required` of a toolset wants.
+
+        Nobody is asked about a change that cannot be made: raises what the tool itself would answer.
+        """
+        if tool.name in tools.READ_ONLY or _grant(tool.name, arguments) in self._granted:
+            return False
+        tools.refuse_impossible(ctx.deps, tool.name, arguments)
+        return True
 
     async def decide(self, ctx: RunContext[Workspace], requests: DeferredToolRequests) -> DeferredToolResults:
         """Ask about each waiting call in turn. Raises PermissionNeeded when nobody is there to answer."""

@@ -5,13 +5,14 @@ off never runs, and the model is asked for it again.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+import uuid
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from difflib import get_close_matches
 from typing import Any
 
 from pydantic import ValidationError
-from pydantic_ai.messages import INVALID_JSON_KEY, ModelResponse, TextPart, ToolCallPart
+from pydantic_ai.messages import INVALID_JSON_KEY, ModelMessage, ModelResponse, TextPart, ToolCallPart
 from pydantic_ai.tools import ToolDefinition
 
 from punie import tools, wire
@@ -100,6 +101,16 @@ def _is_object(text: str) -> bool:
 def same_call(call: ToolCallPart) -> str:
     """A key that two calls share if they ask for the same thing."""
     return f"{call.tool_name} {json.dumps(call.args_as_dict(), sort_keys=True, default=str)}"
+
+
+def ids_of(messages: Sequence[ModelMessage]) -> set[str]:
+    """The ids of all calls so far."""
+    return {part.tool_call_id for message in messages for part in message.parts if isinstance(part, ToolCallPart)}
+
+
+def with_own_id(call: ToolCallPart, *, taken: Collection[str]) -> ToolCallPart:
+    """The call under an id of its own: some servers number the calls of each reply from the start."""
+    return replace(call, tool_call_id=f"call_{uuid.uuid4().hex[:24]}") if call.tool_call_id in taken else call
 
 
 def shown(call: ToolCallPart) -> str:

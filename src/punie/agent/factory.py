@@ -5,6 +5,7 @@ from pydantic_ai.capabilities import HandleDeferredToolCalls
 from pydantic_ai.models import Model
 
 from punie import tools
+from punie.agent._room import Shrinking
 from punie.agent.approval import Approver, Gate, refuse
 from punie.agent.guards import ReplyGuard, ToolGuard
 from punie.agent.instructions import instructions_for
@@ -42,6 +43,7 @@ def create_agent(
             HandleDeferredToolCalls(gate.decide),
             ReplyGuard(asks_again=not compact),
             ToolGuard(config.limits),
+            Shrinking(),
         ],
     )
 

@@ -56,14 +56,15 @@ class ReplyGuard(AbstractCapability[Workspace]):
         """Check a whole reply. Raises ModelRetry when the model has to write it again."""
         known = {tool.name: tool for tool in request_context.model_request_parameters.function_tools}
         if calls.has_calls(response):
-            return _with_settled_calls(response, known)
+            return _with_settled_calls(response, known, earlier=ctx.messages)
         if (response.provider_details or {}).get("cut_call"):
             raise ModelRetry(calls.CALL_CUT_OFF)
         response = _with_thinking_apart(response)
         text = calls.text_of(response)
         reply = wire.parse(text, names=calls.parameters_of(known))
         if reply.calls:
-            return _with_settled_calls(_with_text_as(response, calls.parts_of(reply)), known)
+            made = _with_text_as(response, calls.parts_of(reply))
+            return _with_settled_calls(made, known, earlier=ctx.messages)
         if reply.broken:
             cut_off = response.finish_reason == "length"
             raise ModelRetry(calls.CALL_CUT_OFF if cut_off else calls.unreadable(reply.broken, known))
@@ -95,11 +96,14 @@ def _with_thinking_apart(response: ModelResponse) -> ModelResponse:
     return _with_text_as(response, [ThinkingPart(thought), *([TextPart(said)] if said else [])])
 
 
-def _with_settled_calls(response: ModelResponse, known: calls.Tools) -> ModelResponse:
+def _with_settled_calls(
+    response: ModelResponse, known: calls.Tools, *, earlier: Sequence[ModelMessage]
+) -> ModelResponse:
     """Every call as it may run, each one once; the user is told what was repaired or has to be asked again."""
     cut_off = response.finish_reason == "length"
     parts: list[ModelResponsePart] = []
     made: set[str] = set()
+    ids = calls.ids_of(earlier)
     for part in response.parts:
         if not isinstance(part, ToolCallPart):
             parts.append(part)
@@ -109,7 +113,8 @@ def _with_settled_calls(response: ModelResponse, known: calls.Tools) -> ModelRes
             tell(f"repaired: {calls.shown(call)} was asked for twice at once and is made once")
             continue
         made.add(calls.same_call(call))
-        parts.append(call)
+        parts.append(calls.with_own_id(call, taken=ids))
+        ids.add(call.tool_call_id)
         _tell_about(call)
     return replace(response, parts=parts)
 

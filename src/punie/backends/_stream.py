@@ -80,7 +80,7 @@ class LocalStream(StreamedResponse):
         reply = wire.parse(whole, names=self.tool_names, dialect=self.dialect)
         shown = "".join(self._shown)
         text = self._expanded(reply.text)
-        if shown and (text != shown or reply.text != shown):
+        if (shown or text) and (text != shown or reply.text != shown):
             yield from self._settle(reply.text, keep=shown.strip() == text.strip())
         for call in reply.calls:
             details = {"repaired": call.mended} if call.mended else None

@@ -7,7 +7,7 @@ from pydantic_ai import FunctionToolset, Tool
 
 from punie.tools._facts import Symbol
 from punie.tools._index import Index, Reference, Snapshot
-from punie.tools._preview import preview
+from punie.tools._preview import preview, refuse_impossible
 from punie.tools._workspace import Workspace
 from punie.tools.edit_file import edit_file
 from punie.tools.find_references import find_references
@@ -19,7 +19,18 @@ from punie.tools.run_command import run_command
 from punie.tools.search import search
 from punie.tools.write_file import write_file
 
-__all__ = ["READ_ONLY", "TOOLS", "Index", "Reference", "Snapshot", "Symbol", "Workspace", "preview", "toolset"]
+__all__ = [
+    "READ_ONLY",
+    "TOOLS",
+    "Index",
+    "Reference",
+    "Snapshot",
+    "Symbol",
+    "Workspace",
+    "preview",
+    "refuse_impossible",
+    "toolset",
+]
 
 READ_ONLY = frozenset({"read_file", "list_files", "search", "find_symbol", "find_subclasses", "find_references"})
 

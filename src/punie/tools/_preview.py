@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 
 from pydantic_ai import ModelRetry
+from pydantic_ai.exceptions import ToolFailed
 
 from punie.tools._changes import Change, plan_edit, plan_write
 from punie.tools._files import Answer
@@ -25,6 +26,15 @@ def preview(workspace: Workspace, name: str, arguments: Mapping[str, object]) ->
     except ModelRetry as refusal:
         return f"No change: {refusal.message}"
     return f"No change: {change.text}" if isinstance(change, Answer) else _diff(change)
+
+
+def refuse_impossible(workspace: Workspace, name: str, arguments: Mapping[str, object]) -> None:
+    """Raises ModelRetry or ToolFailed, with the reason, for an edit that cannot be made as things stand."""
+    if name not in {"edit_file", "write_file"}:
+        return
+    change = _plan(workspace, name, arguments)
+    if isinstance(change, Answer):
+        raise ToolFailed(change.text)
 
 
 def _plan(workspace: Workspace, name: str, arguments: Mapping[str, object]) -> Change | Answer:

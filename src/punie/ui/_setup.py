@@ -83,25 +83,21 @@ def _read_ahead(model: "Model", setup: Setup) -> None:
 
     if isinstance(model, LocalModel):
         instructions = instructions_for(setup.config, compact=model.compact)
-        offered = toolset(_offered(setup)).tools.values()
+        offered = toolset(setup.config.tools).tools.values()
         model.warm(instructions, [tool.tool_def for tool in offered])
 
 
-def _offered(setup: Setup) -> tuple[str, ...]:
-    """The configured tools, as far as the permission mode lets the model have them."""
-    from punie.tools import READ_ONLY
-
-    return tuple(name for name in setup.config.tools if setup.mode != "plan" or name in READ_ONLY)
-
-
 def assemble(setup: Setup, *, model: "Model", ask: "Approver") -> "Agent[Workspace, str]":
-    """Make the agent: tools as the permission mode allows, `ask` where the mode leaves it to the user."""
+    """Make the agent; `ask` decides where the permission mode leaves it to the user.
+
+    The model is offered the same tools in every mode, so that a conversation keeps its beginning when the mode
+    changes; what a mode does not allow is refused when it is called.
+    """
     import pydantic_ai
 
     from punie.agent.approval import approver_for
     from punie.agent.factory import create_agent
 
-    config = setup.config.model_copy(update={"tools": _offered(setup)})
     approve = approver_for(setup.mode, allowed=setup.settings.allowed_tools, ask=ask)
     pydantic_ai.BANNER_ENABLED = False  # the terminal is Punie's to draw on
-    return create_agent(config, model=model, approve=approve)
+    return create_agent(setup.config, model=model, approve=approve)

@@ -38,6 +38,8 @@ class Thoughts:
             return "", ""
         if self._state == "thinking":
             thought = self._think()
+        if self._state == "after" and (rest := self._held.lstrip()):
+            self._held, self._state = rest, "saying"
         said, self._held = (self._held, "") if self._state == "saying" else ("", self._held)
         return thought, said
 
@@ -60,7 +62,7 @@ class Thoughts:
     def _think(self) -> str:
         if match := _END.search(self._held):
             thought = self._held[: match.start()]
-            self._held, self._state = self._held[match.end() :].lstrip(), "saying"
+            self._held, self._state = self._held[match.end() :], "after"
             return thought
         keep = min(len(self._held), _LONGEST_CLOSE)
         tail = self._held[len(self._held) - keep :]
