@@ -62,6 +62,13 @@ class Service:
     asked: list[Asked] = field(default_factory=list)
     """Without what was answered from `told`."""
     port: int = 0
+    server: asyncio.Server | None = None
+
+    async def stop(self) -> None:
+        """Listen no longer."""
+        assert self.server
+        self.server.close()
+        await self.server.wait_closed()
 
     @property
     def url(self) -> str:
@@ -118,7 +125,7 @@ async def serving(*plays: Play, told: Mapping[str, Play] | None = None, port: in
     """Run a service on a free port, or on a given one."""
     service = Service(plays, told or {})
     server = await asyncio.start_server(service.handle, "127.0.0.1", port)
-    service.port = server.sockets[0].getsockname()[1]
+    service.server, service.port = server, server.sockets[0].getsockname()[1]
     async with server:
         yield service
 
