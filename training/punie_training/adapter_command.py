@@ -1,4 +1,4 @@
-"""`punie train compare`, `promote`: what becomes of a trained adapter."""
+"""`punie train compare`, `promote`, `fuse`, `export`: what becomes of a trained adapter."""
 
 import argparse
 import sys
@@ -8,11 +8,14 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from argparse import _SubParsersAction
 
+    from punie_training.trained import Trained
+
 
 def add(commands: "_SubParsersAction[argparse.ArgumentParser]") -> None:
     """Give `punie train` these commands."""
     _compare_options(commands.add_parser("compare", help="compare two evaluations case by case"))
     _promote_options(commands.add_parser("promote", help="ship an adapter, if it is better and nowhere worse"))
+    _fuse_options(commands.add_parser("fuse", help="merge an adapter into its model, as an MLX directory"))
 
 
 def _compare_options(parser: argparse.ArgumentParser) -> None:
@@ -28,6 +31,17 @@ def _promote_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--margin", type=float, default=0.02, help="share of cases that may be lost anywhere")
     parser.add_argument("--shipped", type=Path, help="directory to replace; default: the installed one")
     parser.set_defaults(command=_promote)
+
+
+def _fuse_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("adapter", type=Path)
+    parser.add_argument("--out", type=Path, required=True, help="a directory that is not there yet")
+    parser.add_argument("--base", type=Path, help="GGUF file or MLX directory; default: the embedded model")
+    parser.add_argument("--bits", type=int, choices=(4, 5, 6, 8), help="quantise the result")
+    parser.add_argument("--group", type=int, choices=(32, 64, 128), default=64, help="weights that share a scale")
+    parser.add_argument("--data", type=Path, help="rows to compare the result on; default: general questions")
+    parser.add_argument("--probes", type=int, default=8, help="how many of them; 0 to skip the comparison")
+    parser.set_defaults(command=_fuse)
 
 
 def _say(text: str) -> None:
@@ -58,3 +72,22 @@ def _promote(options: argparse.Namespace) -> int:
     )
     _say(f"{options.adapter} is what Punie ships now. Better: {'; '.join(verdict.wins)}")
     return 0
+
+
+def _fuse(options: argparse.Namespace) -> int:
+    from punie_training import fuse  # needs MLX, which is an extra
+    from punie_training.probes import probes
+
+    trained, base = _trained(options)
+    talks = probes(base, template=trained.template, data=options.data, count=options.probes) if options.probes else ()
+    fused = fuse.fuse(trained, base=base, out=options.out, bits=options.bits, group=options.group, probes=talks)
+    _say(fuse.shown(fused, bits=options.bits))
+    return 0
+
+
+def _trained(options: argparse.Namespace) -> "tuple[Trained, Path]":
+    """The adapter and the model it is for."""
+    from punie.backends._weights import ensure_base
+    from punie_training.trained import Trained
+
+    return Trained.load(options.adapter), options.base or ensure_base(options.cache_dir)

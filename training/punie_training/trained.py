@@ -1,0 +1,154 @@
+"""A trained adapter and the model it belongs to: read, checked against each other, and described."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from punie.backends import _gguf, _weights
+from punie.backends._merge import Adapter
+from punie.backends.catalogue import entries
+from punie.errors import ConfigError, WeightsDamaged
+from punie_training import corpora
+from punie_training.base import digest
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    Array = np.ndarray[Any, np.dtype[np.float32]]
+
+
+class _Parameters(BaseModel):
+    model_config = ConfigDict(extra="ignore")
+
+    rank: int
+
+
+class _Config(BaseModel):
+    model_config = ConfigDict(extra="ignore")
+
+    lora_parameters: _Parameters
+
+
+@dataclass(frozen=True)
+class Trained:
+    """An adapter directory as training writes it."""
+
+    directory: Path
+    lora: Adapter
+    rank: int
+    template: str
+    """Its chat template; "" if it brings none."""
+    manifest: Mapping[str, object]
+    """What training noted about it; empty if it did not."""
+
+    @classmethod
+    def load(cls, directory: Path) -> "Trained":
+        """Read it. Raises ConfigError where the rank is not that of the matrices, and what `Adapter.load` raises."""
+        lora = Adapter.load(directory)
+        try:
+            config = _Config.model_validate_json((directory / "adapter_config.json").read_bytes())
+        except ValidationError as error:
+            raise WeightsDamaged(f"{directory}: its adapter_config.json names no rank.") from error
+        rank = config.lora_parameters.rank
+        other = {name: a.shape[1] for name, (a, b) in lora.factors.items() if {a.shape[1], b.shape[0]} != {rank}}
+        if other:
+            name, found = next(iter(other.items()))
+            raise ConfigError(
+                f"{directory} says rank {rank}, but {name} has rank {found}.",
+                "adapter_config.json and adapters.safetensors are of two adapters.",
+            )
+        return cls(directory, lora, rank, _weights.template_of(directory) or "", _manifest(directory))
+
+    @property
+    def alpha(self) -> float:
+        """What PEFT and llama.cpp divide by the rank to get the scale."""
+        return self.lora.scale * self.rank
+
+    def refuse_other(self, base: Path, shapes: Mapping[str, tuple[int, int]]) -> None:
+        """Raise ConfigError unless the adapter was trained on this base; `shapes`: (in, out) of every linear layer."""
+        for name, (a, b) in self.lora.factors.items():
+            changed = (a.shape[0], b.shape[1])
+            if shapes.get(name) != changed:
+                raise ConfigError(
+                    f"{self.directory} does not fit {base.name}: it changes {name} of shape {changed}, "
+                    f"the model has {shapes.get(name, 'no such layer')}.",
+                    "Give the model it was trained on with --base.",
+                )
+        expected, found = self.manifest.get("base"), digest(base)
+        if expected and expected != found:
+            raise ConfigError(
+                f"{self.directory} was trained on {str(expected)[:12]}, {base.name} is {found[:12]}.",
+                "Give the model it was trained on with --base.",
+            )
+
+
+def _manifest(directory: Path) -> Mapping[str, object]:
+    path = directory / "manifest.json"
+    try:
+        found = json.loads(path.read_bytes()) if path.is_file() else {}
+    except ValueError as error:
+        raise WeightsDamaged(f"{path} is not valid JSON: {error}.") from error
+    return found if isinstance(found, dict) else {}
+
+
+def gguf_shapes(base: Path) -> Mapping[str, tuple[int, int]]:
+    """(in, out) of the matrices in a GGUF file, by Hugging Face name."""
+    found = {_gguf.hf_name(t.name).removesuffix(".weight"): t.shape for t in _gguf.open_gguf(base).tensors}
+    return {name: (int(shape[0]), int(shape[1])) for name, shape in found.items() if name and len(shape) == 2}
+
+
+# --- the card ------------------------------------------------------------------------------------------------------
+
+_RATES = ("tool_recall", "direct_rate", "valid_calls", "first_call_right", "answer_right", "looped", "invented_paths")
+
+
+def card(trained: Trained, *, form: str, use: str) -> str:
+    """The README of an export: what it is made from, under which licences, and how well it did."""
+    lines = [f"# {trained.manifest.get('name', trained.directory.name)}", "", f"{form}. Made by `punie train`.", ""]
+    lines += [*_base_lines(trained), *_recipe_lines(trained), *_data_lines(trained), *_score_lines(trained)]
+    return "\n".join([*lines, "", "## Use", "", *(f"    {line}" for line in use.splitlines()), ""])
+
+
+def _base_lines(trained: Trained) -> list[str]:
+    sha256 = str(trained.manifest.get("base", "unknown"))
+    model = next((e for e in entries().values() if e.file and e.file.sha256 == sha256), None)
+    title, licence = (model.title, model.licence) if model else ("unnamed", "that of the model")
+    return [f"- Base: {title}, SHA-256 of its weights `{sha256}`", f"- Licence of the base and of this file: {licence}"]
+
+
+def _recipe_lines(trained: Trained) -> list[str]:
+    noted = trained.manifest
+    lines = [
+        f"- Adapter: LoRA of rank {trained.rank}, scale {trained.lora.scale:g}, {len(trained.lora.factors)} layers"
+    ]
+    if "recipe" in noted:
+        rows, updates = noted.get("rows", "?"), noted.get("update", "?")
+        lines.append(f"- Recipe: `{noted['recipe']}`, {rows} rows, {updates} updates")
+    return lines
+
+
+def _data_lines(trained: Trained) -> list[str]:
+    if "data" not in trained.manifest:
+        return []
+    licences = sorted({project.licence for project in corpora.manifest() if project.split == "train"})
+    return [
+        f"- Data: `{trained.manifest['data']}`: conversations of Punie's own agent about public Python projects,",
+        f"  and general questions with short answers. Licences of the projects: {', '.join(licences)}",
+    ]
+
+
+def _score_lines(trained: Trained) -> list[str]:
+    scores = cast("Mapping[str, Any]", trained.manifest.get("scores"))
+    if not scores:
+        return ["- Scores: none recorded; `punie train eval` measures them"]
+    lines = [f"- Scores: {scores['n']} cases about projects that training never saw, before this export", ""]
+    lines += ["| figure | value | 95% | n |", "|---|---|---|---|"]
+    for name in _RATES:
+        rate = scores[name]
+        interval = f"{rate['low']:.1%} to {rate['high']:.1%}"
+        lines.append(f"| {name.replace('_', ' ')} | {rate['value']:.1%} | {interval} | {rate['n']} |")
+    return [*lines, f"| answer F1 | {scores['f1']:.3f} | | {scores['answer_right']['n']} |"]
