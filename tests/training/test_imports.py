@@ -13,7 +13,8 @@ from punie.backends import _weights
 from punie.errors import UsageError
 from punie_training import cli, examples
 from punie_training.check import Settings, check
-from punie_training.sources.imports import Summary, Wanted, convert
+from punie_training.rows import Row, declarations, read
+from punie_training.sources.imports import Format, Summary, Wanted, convert
 
 RATE = {
     "name": "get_exchange_rate",
@@ -83,12 +84,12 @@ def brought(tmp_path: Path):
     return run
 
 
-FORMATS = {"glaive": glaive(), "sharegpt": sharegpt(), "openai": openai()}
+FORMATS: dict[Format, dict] = {"glaive": glaive(), "sharegpt": sharegpt(), "openai": openai()}
 
 
 @pytest.mark.parametrize("name", FORMATS)
 @pytest.mark.parametrize("told", [True, False])
-def test_each_format_gives_the_same_row(name: str, told: bool, brought):
+def test_each_format_gives_the_same_row(name: Format, told: bool, brought):
     rows, summary = brought(FORMATS[name], wanted=Wanted(name if told else "auto"))
     assert rows[0]["messages"] == TALK
     assert rows[0]["tools"] == [DECLARED]
@@ -102,7 +103,7 @@ def test_what_is_imported_passes_the_check_and_is_rendered_with_its_own_tools(na
     base = tiny.write_gguf(tmp_path / "tiny.gguf")
     report = check(tmp_path / "out" / "rows.jsonl", Settings(base=base, max_tokens=9000))
     assert {f.rule for f in report.findings} == {"few-rows", "mix"}
-    (row,) = examples.read(tmp_path / "out" / "rows.jsonl")
+    (row,) = read(tmp_path / "out" / "rows.jsonl")
     renderer = examples.renderer_for(base, template=_weights.shipped_template())
     text = renderer.text([m.plain() for m in row.messages], row.offered(), prompt=False)
     assert "get_exchange_rate(base, target): Get the exchange rate" in text
@@ -166,7 +167,7 @@ def test_the_older_function_call_of_openai(brought):
 def test_punies_own_tools_are_not_repeated(brought):
     record = openai()
     record["messages"][2]["tool_calls"][0]["function"] = {"name": "run_command", "arguments": '{"command": "pytest"}'}
-    record["tools"] = list(examples.declarations())
+    record["tools"] = list(declarations())
     rows, summary = brought(record)
     assert "tools" not in rows[0]
     assert summary.own_tools == 0
@@ -271,12 +272,12 @@ def test_a_large_array_is_streamed(tmp_path: Path):
 def test_rows_without_tools_of_their_own_are_rendered_as_before(tmp_path: Path):
     """With the nine declarations of the agent, as they are when the model is served."""
     talk = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."}]
-    row = examples.Row.model_validate({"id": "1", "family": "direct", "messages": talk})
+    row = Row.model_validate({"id": "1", "family": "direct", "messages": talk})
     base = tiny.write_gguf(tmp_path / "tiny.gguf")
     renderer = examples.renderer_for(base, template=_weights.shipped_template())
     plain = [wire.Message("user", "Hi"), wire.Message("assistant", "Hello.")]
-    assert examples.example(row, renderer) == renderer.example(plain, examples.declarations())
-    assert len(examples.declarations()) == 9
+    assert examples.example(row, renderer) == renderer.example(plain, declarations())
+    assert len(declarations()) == 9
 
 
 def test_the_command(tmp_path: Path, capsys):

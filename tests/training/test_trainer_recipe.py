@@ -9,8 +9,9 @@ from punie.wire import Example
 from punie_training import plan
 from punie_training.adapter import add_lora, weights
 from punie_training.base import load
-from punie_training.examples import Row, choose, loss_weight
+from punie_training.examples import choose, loss_weight
 from punie_training.recipe import Data, Lora, Optim, Recipe, Watch
+from punie_training.rows import Row
 
 BASE = Recipe(data=Data(rows=30), lora=Lora(rank=4, layers=2), optim=Optim(warmup=2, batch_tokens=60))
 
@@ -24,6 +25,7 @@ OTHERS = {
     "data.families": ("count",),
     "data.projects": 1,
     "data.max_tokens": 30,
+    "data.mask_share": 0.5,
     "lora.rank": 2,
     "lora.scale": 1.0,
     "lora.keys": ("self_attn.q_proj",),
@@ -48,14 +50,17 @@ def rows() -> tuple[Row, ...]:
     made = []
     for i in range(40):
         project = "" if i % 4 == 0 else ("flask", "rich")[i % 2]
-        messages = [{"role": "user", "content": f"question {i}"}, {"role": "assistant", "content": "a" * (1 + i % 20)}]
+        calls = [{"name": "search", "arguments": {"pattern": "x"}}] if project else []
+        answer = {"role": "assistant", "content": "a" * (1 + i % 20), "calls": calls}
+        messages = [{"role": "user", "content": f"question {i}"}, answer]
         row = {"id": str(i), "family": ("count", "search")[i // 2 % 2], "project": project, "messages": messages}
         made.append(Row.model_validate(row))
     return tuple(made)
 
 
 def example(row: Row) -> Example:
-    length = 10 + len(row.messages[1].content) + int(row.id)
+    names = "".join(call.name for call in row.messages[1].calls)
+    length = 10 + len(row.messages[1].content) + len(names) + int(row.id)
     return Example((1, 2, *range(5, 3 + length)), (0,) * (length - 3) + (1,) * 3)
 
 

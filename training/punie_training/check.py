@@ -13,6 +13,7 @@ from punie.backends import _weights
 from punie.errors import NetworkRefused, UsageError, WeightsMissing
 from punie_training import examples, jsonl, licences, rules
 from punie_training.recipe import Data
+from punie_training.rows import Row
 from punie_training.rules import Subject
 from punie_training.sources.direct import normalised
 from punie_training.transcript import CALLS
@@ -146,7 +147,7 @@ class _Measure:
     renderer: wire.Wire
     max_tokens: int
 
-    def faults(self, row: examples.Row) -> Iterator[tuple[str, str]]:
+    def faults(self, row: Row) -> Iterator[tuple[str, str]]:
         """Yield (rule, what is wrong)."""
         example = examples.example(row, self.renderer)
         length = len(example.tokens)
@@ -206,7 +207,7 @@ class _Book:
         self.tool_rows += subject.calls_a_tool
         for rule, find in rules.OF_ONE_ROW.items():
             self.note(line, rule, find(subject))
-        if measure and isinstance(subject.row, examples.Row):
+        if measure and isinstance(subject.row, Row):
             for rule, text in measure.faults(subject.row):
                 self.note(line, rule, [text])
         self._compare(line, subject)

@@ -39,6 +39,8 @@ class Data(_Part):
     """Tool questions about at most this many projects, the first by name."""
     max_tokens: int = Field(default=1024, gt=2)
     """Longer rows are left out, never cut."""
+    mask_share: float = Field(default=0.0, ge=0, le=1)
+    """Share of the tool rows whose tools go by other names or are not on offer, so that declarations must be read."""
 
 
 class Lora(_Part):
@@ -106,5 +108,8 @@ class Recipe(_Part):
     @property
     def hash(self) -> str:
         """SHA-256 over the values, defaults included: equal recipes have equal hashes however they are written."""
-        text = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+        values = self.model_dump(mode="json")
+        if not self.data.mask_share:
+            del values["data"]["mask_share"]  # runs from before there were masks can be continued
+        text = json.dumps(values, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()

@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from punie_training import credentials, schema
-from punie_training.examples import Row, declarations
+from punie_training.rows import Row, declarations
 from punie_training.transcript import CALLS, Said, transcript
 
 _PLACEHOLDER = re.compile(

@@ -1,6 +1,6 @@
 """A row of any shape, read with patience: what was said and which calls were made, however they are written.
 
-Training takes one shape only (`examples.Row`). This view is for telling a person what is wrong with the others.
+Training takes one shape only (`rows.Row`). This view is for telling a person what is wrong with the others.
 """
 
 import json

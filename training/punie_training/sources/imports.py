@@ -13,7 +13,7 @@ from typing import Any, Literal, TextIO
 from punie import wire
 from punie.errors import UsageError
 from punie_training import jsonl, rules
-from punie_training.examples import declarations
+from punie_training.rows import declarations
 from punie_training.sources.formats import READERS, Talk, Unusable, declaration
 
 Format = Literal["auto", "glaive", "sharegpt", "openai"]
