@@ -1,126 +1,145 @@
-"""`openai:` against servers as they are, not as their documents describe them."""
+"""What servers of one's own tell about themselves, in the words that each of them documents."""
 
-import asyncio
-import json
-from collections.abc import AsyncIterator, Iterator
-from importlib.util import find_spec
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
-from pydantic_ai import Agent, ModelSettings
-from pydantic_ai.direct import model_request, model_request_stream
-from pydantic_ai.messages import ModelMessage, ModelRequest, ModelResponse
-from pydantic_ai.models import Model, override_allow_model_requests
-from pydantic_ai.models.openai import OpenAIChatModel
-from tests.backends import tiny
-from tests.backends.servers import Served, llama_server, llama_server_binary, mlx_lm_server, xllamacpp_server
+from pydantic_ai.models import override_allow_model_requests
+from tests.backends.services import Play, Service, chat, said, serving
 
-from punie.backends import _gguf, build
+from punie.agent import TurnEnded, create_agent, run_turn
+from punie.agent.events import Notice
+from punie.backends._http import Client, Patience
+from punie.backends._servers import same_model
+from punie.backends.openai import Server, build
 from punie.config import AgentConfig
+from punie.tools import Workspace
 
-QUESTION: list[ModelMessage] = [ModelRequest.user_text_prompt("hello the")]
-
-
-def mlx_directory(path: Path) -> Path:
-    """The tiny model as an MLX directory."""
-    from punie.backends import _mlx_model
-
-    gguf = tiny.write_gguf(path / "tiny.gguf")
-    _gguf.tokenizer(gguf).save(str(path / "tokenizer.json"))
-    directory = _mlx_model.ensure_directory(gguf, tokenizer=path / "tokenizer.json", cache=path)
-    described = {
-        "chat_template": tiny.TEMPLATE,
-        "eos_token": "<|im_end|>",
-        "tokenizer_class": "PreTrainedTokenizerFast",
-    }
-    (directory / "tokenizer_config.json").write_text(json.dumps(described))
-    return directory
+OLLAMA_LIST = {"object": "list", "data": [{"id": "qwen3:8b", "object": "model", "created": 1, "owned_by": "library"}]}
+OLLAMA_SHOW = {
+    "parameters": 'stop                           "<|im_end|>"\ntemperature                    0.6',
+    "model_info": {"general.architecture": "qwen3", "qwen3.context_length": 40960, "qwen3.block_count": 36},
+    "capabilities": ["completion", "tools"],
+}
+LM_STUDIO_LIST = {"data": [{"id": "qwen", "object": "model", "owned_by": "organization_owner"}], "object": "list"}
+LM_STUDIO_MODELS = {
+    "data": [
+        {"id": "other", "type": "llm", "state": "not-loaded", "max_context_length": 32768},
+        {"id": "qwen", "type": "llm", "state": "loaded", "max_context_length": 131072, "loaded_context_length": 4096},
+    ]
+}
+VLLM_LIST = {"object": "list", "data": [{"id": "qwen", "owned_by": "vllm", "root": "/m", "max_model_len": 16384}]}
+LLAMA_LIST = {
+    "object": "list",
+    "data": [{"id": "qwen.gguf", "owned_by": "llamacpp", "meta": {"n_vocab": 9, "n_ctx_train": 32768}}],
+}
+LLAMA_PROPS = {"default_generation_settings": {"id": 0, "n_ctx": 8192}, "total_slots": 1, "model_path": "/m/qwen.gguf"}
+MLX_LIST = {"object": "list", "data": [{"id": "mlx-community/cached", "object": "model", "created": 1}]}
+PYTHON = {"server": "BaseHTTP/0.6 Python/3.11.7"}
 
 
 @pytest.fixture(autouse=True)
-def allowed() -> Iterator[None]:
+def _allow_requests() -> Iterator[None]:
     with override_allow_model_requests(True):
         yield
 
 
-@pytest.fixture(scope="module", params=["xllamacpp", "mlx_lm", "llama-server"])
-def served(request, tmp_path_factory) -> Iterator[Served]:
-    place = tmp_path_factory.mktemp("served")
-    match request.param:
-        case "xllamacpp":
-            running = xllamacpp_server(tiny.write_gguf(place / "tiny.gguf"))
-        case "mlx_lm":
-            if not find_spec("mlx_lm"):
-                pytest.skip("MLX is not installed")
-            running = mlx_lm_server(mlx_directory(place))
-        case _:
-            if not llama_server_binary():
-                pytest.skip("no llama-server on this machine: set LLAMA_SERVER to its path")
-            running = llama_server(tiny.write_gguf(place / "tiny.gguf"))
-    with running as found:
-        yield found
+async def meet(
+    told: Mapping[str, Play], tmp_path: Path, *, name: str, reply: Play
+) -> tuple[Server, list[str], Service]:
+    """One turn against a server that tells this about itself."""
+    async with serving(reply, told=told) as service:
+        config = AgentConfig(max_tokens=77)
+        http = Client(local=True, key_name="K", patience=Patience(retries=0))
+        model = build(f"{name}@{service.url}/v1", config, env={}, http=http)
+        assert isinstance(model, Server)
+        assert model.context_window is None, "a name alone says nothing about a server"
+        agent = create_agent(config, model=model)
+        events = [e async for e in run_turn(agent, "Hello?", workspace=Workspace(tmp_path), config=config)]
+    assert isinstance(events[-1], TurnEnded)
+    assert events[-1].error is None
+    return model, [event.text for event in events if isinstance(event, Notice)], service
 
 
-@pytest.fixture
-async def model(served) -> AsyncIterator[Model]:
-    model = build(f"openai:{served.model}@{served.base_url}", AgentConfig())
-    assert isinstance(model, OpenAIChatModel)
-    yield model
-    await model.client.close()
+async def test_llama_cpp_tells_the_context_of_its_slots(tmp_path: Path):
+    told = {"/v1/models": said(LLAMA_LIST), "/props": said(LLAMA_PROPS)}
+    model, notices, service = await meet(told, tmp_path, name="qwen", reply=chat("Hi.", model="qwen.gguf"))
+    assert (model.context_window, notices) == (8192, [])
+    assert service.asked[0].json["max_tokens"] == 77
 
 
-def settings(**given) -> ModelSettings:
-    return ModelSettings(temperature=0.0, seed=1, **given)  # type: ignore[typeddict-item]
+async def test_llama_cpp_answers_to_any_name_so_the_user_is_told(tmp_path: Path):
+    told = {"/v1/models": said(LLAMA_LIST), "/props": said(LLAMA_PROPS)}
+    _, notices, _ = await meet(told, tmp_path, name="mistral", reply=chat("Hi.", model="mistral"))
+    assert notices == ["The server runs qwen.gguf, not mistral: that is what answers."]
 
 
-async def ask(model: Model, **given) -> ModelResponse:
-    return await model_request(model, QUESTION, model_settings=settings(max_tokens=16, **given))
+async def test_lm_studio_tells_the_context_a_model_is_loaded_with(tmp_path: Path):
+    told = {"/v1/models": said(LM_STUDIO_LIST), "/api/v0/models": said(LM_STUDIO_MODELS)}
+    model, notices, _ = await meet(told, tmp_path, name="qwen", reply=chat("Hi.", model="qwen"))
+    assert (model.context_window, notices) == (4096, [])
 
 
-async def test_it_answers_and_tells_usage_and_why_it_ended(model, served):
-    response = await ask(model)
-    assert response.text
-    assert response.finish_reason == "length"
-    assert response.usage.output_tokens == 16
-    assert response.usage.input_tokens > 5
+async def test_vllm_tells_how_long_its_model_may_get(tmp_path: Path):
+    told = {"/v1/models": said(VLLM_LIST)}
+    model, notices, _ = await meet(told, tmp_path, name="qwen", reply=chat("Hi.", model="qwen"))
+    assert (model.context_window, notices) == (16384, [])
 
 
-async def test_it_streams_the_same_answer(model):
-    whole = await ask(model)
-    async with model_request_stream(model, QUESTION, model_settings=settings(max_tokens=16)) as stream:
-        events = [event async for event in stream]
-    streamed = stream.get()
-    assert len(events) > 2
-    assert (streamed.text, streamed.finish_reason) == (whole.text, whole.finish_reason)
-    assert streamed.usage.output_tokens == whole.usage.output_tokens
+async def test_mlx_lm_is_asked_for_the_model_it_was_started_with(tmp_path: Path):
+    listed = Play(said(MLX_LIST).pieces, headers=PYTHON, kind="application/json", ends="length")
+    reply = chat("Hi.", model="default_model")
+    _, notices, service = await meet({"/v1/models": listed}, tmp_path, name="qwen", reply=reply)
+    assert service.asked[0].json["model"] == "default_model", "any other name makes the server load that"
+    assert notices == ["mlx_lm.server has no model named qwen: asking the one it was started with (default_model)."]
 
 
-async def test_a_stop_sequence_ends_the_answer_before_it(model):
-    free = (await ask(model)).text or ""
-    stop = next(c for c in free[2:] if c.isprintable() and c.isascii() and c not in free[:2])
-    response = await ask(model, stop_sequences=[stop])
-    assert response.text == free[: free.index(stop)]
-    assert response.finish_reason == "stop"
+async def test_mlx_lm_is_asked_for_a_model_that_it_lists(tmp_path: Path):
+    listed = Play(said(MLX_LIST).pieces, headers=PYTHON, kind="application/json", ends="length")
+    name = "mlx-community/cached"
+    _, notices, service = await meet({"/v1/models": listed}, tmp_path, name=name, reply=chat("Hi.", model=name))
+    assert (service.asked[0].json["model"], notices) == (name, [])
 
 
-async def test_what_was_read_before_is_told_as_cached(model):
-    await ask(model)
-    again = await ask(model)
-    assert again.usage.cache_read_tokens > 5
+async def test_no_name_is_taken_from_the_head_of_a_list(tmp_path: Path):
+    listed = {"data": [{"id": "a-huge-one", "owned_by": "vllm", "max_model_len": 1}, *VLLM_LIST["data"]]}
+    model, notices, service = await meet(
+        {"/v1/models": said(listed)}, tmp_path, name="qwen", reply=chat(model="qwen", words="Hi.")
+    )
+    assert (service.asked[0].json["model"], model.context_window, notices) == ("qwen", 16384, [])
+    _, notices, service = await meet(
+        {"/v1/models": said(listed)}, tmp_path, name="gone", reply=chat("Hi.", model="gone")
+    )
+    assert service.asked[0].json["model"] == "gone"
+    assert notices == ["The server does not list gone; it lists a-huge-one, qwen."]
 
 
-async def test_cancelling_frees_the_server_for_the_next_question(model):
-    async def run() -> None:
-        async with model_request_stream(model, QUESTION, model_settings=settings(max_tokens=400)) as stream:
-            async for _ in stream:
-                break
-
-    await asyncio.wait_for(run(), 5)
-    assert (await asyncio.wait_for(ask(model), 5)).text
+async def test_another_model_than_asked_for_is_named_once(tmp_path: Path):
+    model, notices, _ = await meet({}, tmp_path, name="qwen", reply=chat("Hi.", model="tiny-llama"))
+    assert notices == ["The server answered with tiny-llama, not with qwen."]
+    assert model.context_window is None
 
 
-async def test_an_agent_goes_on_with_what_was_said(model):
-    agent = Agent(model, model_settings=settings(max_tokens=4))
-    first = await agent.run("hello")
-    second = await agent.run("the", message_history=first.all_messages())
-    assert len(second.all_messages()) == 4
+@pytest.mark.parametrize("body", [b"[]", b"null", b"{", b'{"data": 3}', b'{"data": [null, {"id": 7}]}', b"<html>"])
+async def test_a_server_that_tells_nonsense_is_still_asked(tmp_path: Path, body: bytes):
+    play = Play((body,), kind="application/json", ends="length")
+    paths = ["/v1/models", "/props", "/api/v0/models", "/api/show", "/api/ps"]
+    told: dict[str, Play] = dict.fromkeys(paths, play)
+    model, _, service = await meet(told, tmp_path, name="some-model", reply=chat("Hi."))
+    assert (model.context_window, len(service.asked)) == (None, 1)
+
+
+@pytest.mark.parametrize(
+    ("asked", "served", "same"),
+    [
+        ("qwen", "qwen:latest", True),
+        ("qwen:latest", "qwen", True),
+        ("gpt-5", "gpt-5-2026-01-31", True),
+        ("org/Qwen3-8B", "/models/qwen3-8b.gguf", True),
+        ("qwen", "models\\qwen.gguf", True),
+        ("qwen3:8b", "qwen3:30b", False),
+        ("qwen", "tiny-llama", False),
+    ],
+)
+def test_names_of_one_model(asked: str, served: str, same: bool):
+    assert same_model(asked, served) is same
