@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from punie.wire import Message, call
 from punie_training import generate
+from punie_training.card import Sieve, card, page
 from punie_training.families import FAMILIES, family
 from punie_training.generate import Harvest, Rejected, Row, Studio
 from punie_training.tasks import RESULT, Expect, Subject, Task, Voice
@@ -98,3 +100,64 @@ def test_direct_rows_call_no_tool() -> None:
     rows = list(generate.direct_rows("dev"))
     assert len(rows) > 20
     assert all(len(r.messages) == 2 and not r.messages[1].calls for r in rows)
+
+
+def _row(number: int, *, project: str = "click", answer: str = "1 class inherits from it:\n[[result]]") -> Row:
+    messages = (
+        Message("user", f"Find the subclasses of Base{number}"),
+        Message("assistant", "", (call("find_subclasses", {"name": f"Base{number}"}),)),
+        Message("tool", f"1 class inherits from Base{number}\n{project}/a.py:1 class A(Base{number})"),
+        Message("assistant", answer),
+    )
+    return Row(f"{project}-{number}", "subclasses", project, "subclasses/seen0", messages[0].content, messages)
+
+
+def _talk(number: int) -> Row:
+    messages = (Message("user", f"What is {number}?"), Message("assistant", "A number."))
+    return Row(f"d{number}", "direct", "", "direct/concept", messages[0].content, messages)
+
+
+def test_a_lesson_that_is_there_already_and_a_secret_are_taken_out() -> None:
+    sieve = Sieve()
+    secret = _row(2, answer="The key is AKIA" + "IOSFODNN7EXAMPLE.")
+    kept = list(sieve.sifted([_row(1), _row(1, project="flask"), _row(1, answer="None."), secret, _talk(1)]))
+    assert [r.id for r in kept] == ["click-1", "click-1", "d1"]
+    assert sieve.dropped == {
+        "subclasses: same questions, calls and answers": 1,
+        "subclasses: a key or token": 1,
+    }
+
+
+def test_the_card_shows_balance_yields_losses_and_licences(studio: Studio) -> None:
+    rejected = [Rejected(_task(studio, "subclasses", "Protocol"), "a tool refused the call")]
+    counted = card(
+        [*(_row(n) for n in range(3)), _talk(0)],
+        rejected,
+        skipped={"subclasses: wording used up": 7},
+        dropped={"direct: same questions, calls and answers": 2},
+    )
+    assert counted["balance"]["these rows"] == {"tools": 3, "direct": 1, "tool_share": 0.75, "direct_share": 0.25}
+    assert counted["balance"]["seed, phase 4"]["tool_share"] == pytest.approx(0.975, abs=1e-3)
+    assert counted["yields"] == {"subclasses": {"run": 4, "kept": 3, "yield": 0.75}}
+    assert counted["licences"]["click"]["licence"] == "BSD-3-Clause"
+    shown = page(counted)
+    for line in (
+        "| these rows | 3 | 1 | 75.0% / 25.0% |",
+        "| seed, phase 4 | 194 | 5 | 97.5% / 2.5% |",
+        "| seed, phase 5 (planned) | 150 | 50 | 75.0% / 25.0% |",
+        "| subclasses | 3 | 4 | 75.0% |",
+        "| rejected | subclasses | a tool refused the call | 1 |",
+        "| skipped | subclasses | wording used up | 7 |",
+        "| dropped | direct | same questions, calls and answers | 2 |",
+        "| (direct) |  | Apache-2.0 | 1 |",
+    ):
+        assert line in shown
+
+
+async def test_what_is_not_run_is_counted_by_reason(studio: Studio) -> None:
+    crop = Harvest(wanted=4)
+    kind = family("subclasses")
+    tasks = list(kind.tasks(_subject(studio)))
+    await generate._gather(crop, kind, [(studio, iter([*tasks[:1], *tasks[:1]]))], quota=5)
+    assert len(crop.rows) == 1
+    assert crop.skipped == {"subclasses: asked before": 1}

@@ -98,7 +98,7 @@ def test_each_format_gives_the_same_row(name: Format, told: bool, brought):
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_what_is_imported_passes_the_check_and_is_rendered_with_its_own_tools(name: str, brought, tmp_path: Path):
+def test_what_is_imported_passes_the_check_and_is_rendered_with_its_own_tools(name: Format, brought, tmp_path: Path):
     brought(FORMATS[name], wanted=Wanted(licence="Apache-2.0"))
     base = tiny.write_gguf(tmp_path / "tiny.gguf")
     report = check(tmp_path / "out" / "rows.jsonl", Settings(base=base, max_tokens=9000))

@@ -33,6 +33,7 @@ from punie.errors import PunieError
 from punie.tools import Workspace
 from punie.wire import Message, View, conversation, expand
 from punie_training import corpora
+from punie_training.card import Sieve, card, page
 from punie_training.corpora import scratch_copy
 from punie_training.families import FAMILIES, Family, quota
 from punie_training.oracle import Oracle
@@ -210,6 +211,8 @@ class Harvest:
     wanted: int
     rows: list[Row] = field(default_factory=list)
     rejected: list[Rejected] = field(default_factory=list)
+    skipped: Counter[str] = field(default_factory=Counter)
+    """Family and reason -> tasks that were not run."""
     by_wording: Counter[str] = field(default_factory=Counter)
     by_project: Counter[str] = field(default_factory=Counter)
     seen: set[str] = field(default_factory=set)
@@ -296,7 +299,9 @@ async def _gather(crop: Harvest, kind: Family, streams: list[tuple[Studio, Itera
             task = next(tasks, None)
             if task is None:
                 streams.remove((studio, tasks))
-            elif not crop.refuses(task) and quota > 0:
+            elif reason := crop.refuses(task):
+                crop.skipped[f"{kind.name}: {reason}"] += 1
+            elif quota > 0:
                 quota -= crop.add(await studio.run(task, changes=kind.changes))
 
 
@@ -337,30 +342,19 @@ def write_rows(rows: Iterable[Row], path: Path) -> int:
     return len(lines)
 
 
-def card(rows: Sequence[Row], rejected: Sequence[Rejected]) -> Mapping[str, object]:
-    """Count what the data is made of."""
-    reasons = Counter(f"{r.task.family}: {r.reason}" for r in rejected)
-    direct_share = sum(not r.project for r in rows) / max(1, len(rows))
-    return {
-        "rows": len(rows),
-        "direct_share": round(direct_share, 3),
-        "families": dict(Counter(r.family for r in rows).most_common()),
-        "projects": dict(Counter(r.project or "(direct)" for r in rows).most_common()),
-        "templates": dict(Counter(r.template for r in rows).most_common()),
-        "rejected": dict(reasons.most_common()),
-        "view_characters": sum(_size(r.messages) for r in rows),
-    }
-
-
 async def build(out: Path, *, cache_dir: Path, wanted: int = 3200, seed: int = 0) -> Mapping[str, object]:
-    """Write `train.jsonl` and its data card into a directory; returns the card."""
+    """Write `train.jsonl` and its data card (`card.json`, and `card.md` for people); returns the card."""
     crop = await harvest(studios("train", cache_dir=cache_dir), wanted=wanted, seed=seed)
     plain = list(direct_rows("train"))
-    rows = [*crop.rows, *plain, *mixtures(crop.rows, plain, count=wanted // 30, seed=seed)]
+    made = [*crop.rows, *plain, *mixtures(crop.rows, plain, count=wanted // 30, seed=seed)]
+    sieve = Sieve()
+    rows = list(sieve.sifted(made))
     random.Random(seed).shuffle(rows)
     write_rows(rows, out / "train.jsonl")
-    counted = card(rows, crop.rejected)
+    counted = card(rows, crop.rejected, skipped=crop.skipped, dropped=sieve.dropped)
+    counted["view_characters"] = sum(_size(row.messages) for row in rows)
     (out / "card.json").write_text(json.dumps(counted, indent=2) + "\n", "utf-8")
+    (out / "card.md").write_text(page(counted), "utf-8")
     return counted
 
 
