@@ -11,7 +11,7 @@ from punie.backends import _weights, build, split_adapter
 from punie.backends._local import LocalModel
 from punie.backends._weights import adapter_hash, model_dir, shipped_adapter
 from punie.backends.catalogue import EMBEDDED, entry
-from punie.config import AgentConfig
+from punie.config import AgentConfig, Settings
 from punie.errors import ConfigError, WeightsDamaged, WeightsMissing
 
 CONFIG = AgentConfig()
@@ -27,7 +27,7 @@ subprocess.Popen.__init__ = refuse
 from pathlib import Path
 from pydantic_ai import Agent
 from punie.backends import build
-from punie.config import AgentConfig
+from punie.config import AgentConfig, Settings
 config = AgentConfig(model="local")
 model = build("local", config, cache_dir=Path(sys.argv[1]))
 print(asyncio.run(Agent(model).run("What is the capital of France?", model_settings={"max_tokens": 30})).output)
@@ -45,6 +45,15 @@ def test_an_unknown_name_lists_the_known_ones(tmp_path):
     with pytest.raises(ConfigError, match="nope") as caught:
         build("local:nope", CONFIG, cache_dir=tmp_path)
     assert EMBEDDED in caught.value.next_step
+
+
+async def test_what_is_said_stays_on_the_disk_only_if_sessions_do(tiny_gguf, tmp_path):
+    for saved in (True, False):
+        config = Settings(save_sessions=saved).agent_config()
+        model = build(f"gguf:{tiny_gguf}", config, cache_dir=tmp_path)
+        assert isinstance(model, LocalModel)
+        assert bool((await model.loaded()).prefixes) == saved
+        model.close()
 
 
 def test_services_are_built_by_their_own_modules():
@@ -124,7 +133,7 @@ def test_a_local_answer_reaches_for_no_network(weights_cache):
     _weights.ensure_tokenizer(weights_cache)
     adapter = shipped_adapter()
     if adapter is not None:
-        _weights.ensure_merged(weights_cache, adapter)
+        _weights.embedded_files(weights_cache, adapter=adapter)
     command = [sys.executable, "-c", OFFLINE, str(weights_cache)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
     assert (done.returncode, done.stderr) == (0, "")

@@ -1,6 +1,7 @@
 """Trains a LoRA adapter in this process with MLX, on a CPU or an Apple GPU; can be stopped and resumed at any time."""
 
 import argparse
+import hashlib
 import math
 import sys
 import time
@@ -124,6 +125,7 @@ class _Run:
             "base": digest(base),
             "start": digest(start) if start else "",
         }
+        self.noted = {"base_name": base.name, "template": hashlib.sha256(template.encode()).hexdigest()}
         self.checkpoint = Checkpoint(out / "state.safetensors", identity=self.identity)
         self._gradient = value_and_grad(self.model, lambda batch: summed_loss(self.model, batch))
 
@@ -242,6 +244,7 @@ class _Run:
     def _save_adapter(self, out: Path) -> None:
         manifest = {
             **self.identity,
+            **self.noted,
             "name": out.name,
             "settings": self.recipe.model_dump(mode="json"),
             "update": len(self.history),

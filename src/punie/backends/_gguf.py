@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from punie.backends._headers import FETCH_AGAIN, gguf_header
 from punie.errors import ModelError, WeightsDamaged, WeightsMissing
 
 if TYPE_CHECKING:
@@ -90,13 +91,16 @@ def config(path: Path) -> dict[str, object]:
 
 def context_length(path: Path) -> int:
     """Tokens the model was trained to see at once."""
-    reader = open_gguf(path)
-    return _number(reader, f"{text_field(reader, 'general.architecture')}.context_length")
+    metadata = gguf_header(path).metadata
+    found = metadata.get(f"{metadata.get('general.architecture')}.context_length")
+    if not isinstance(found, int):
+        raise WeightsDamaged(f"{path} does not say how many tokens the model takes.", FETCH_AGAIN)
+    return found
 
 
 def chat_template(path: Path) -> str:
     """The Jinja chat template in the file's metadata; empty when it has none."""
-    return text_field(open_gguf(path), "tokenizer.chat_template", "")
+    return str(gguf_header(path).metadata.get("tokenizer.chat_template", ""))
 
 
 def tokenizer(path: Path) -> "Tokenizer":
@@ -150,7 +154,7 @@ def open_gguf(path: Path) -> "GGUFReader":
     except FileNotFoundError as error:
         raise WeightsMissing(f"There is no model file {path}.", "Check the path after `gguf:`.") from error
     except (ValueError, KeyError, IndexError, OSError) as error:
-        raise WeightsDamaged(f"{path} is not a complete GGUF file ({error}).", "Fetch the file again.") from error
+        raise WeightsDamaged(f"{path} is not a complete GGUF file ({error}).", FETCH_AGAIN) from error
 
 
 def hf_name(name: str) -> str:

@@ -16,7 +16,7 @@ from punie.errors import WeightsDamaged, WeightsMissing
 Scalar = int | float | bool | str
 Value = Scalar | tuple[Scalar, ...]
 
-FETCH_AGAIN = "Fetch the file again: `punie models pull NAME`, or copy it once more; a cut download has this look."
+FETCH_AGAIN = "Fetch the file again (`punie models pull NAME`) or copy it once more: a cut download looks like this."
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 WEIGHTS = "adapters.safetensors"
 CONFIG = "adapter_config.json"
+TEMPLATE = "tokenizer.chat_template"
 _COMPUTED = ("GGUF.", "general.architecture", "general.file_type")
 
 
@@ -59,7 +60,10 @@ class Adapter:
             missing = f"{directory} is not an adapter: it has no {Path(error.filename or WEIGHTS).name}."
             raise WeightsMissing(missing, f"An adapter directory holds {CONFIG} and {WEIGHTS}.") from error
         except (ValidationError, SafetensorError, UnicodeDecodeError, OSError) as error:
-            raise WeightsDamaged(f"The adapter in {directory} cannot be read: {_first_line(error)}") from error
+            raise WeightsDamaged(
+                f"The adapter in {directory} cannot be read: {_first_line(error)}.",
+                "Copy the adapter once more from where it was trained.",
+            ) from error
         if config.fine_tune_type != "lora":
             raise ConfigError(f"{directory}: adapters of kind {config.fine_tune_type!r} cannot be merged, only LoRA.")
         return cls(config.lora_parameters.scale, _factors(tensors, directory))
@@ -85,14 +89,19 @@ def _first_line(error: Exception) -> str:
     return str(error).splitlines()[0]
 
 
-def merge(base: Path, adapter: Adapter, *, target: Path, on_progress: Progress) -> None:
-    """Write `base` with the adapter to `target`: changed tensors as Q8_0, the others and the metadata unchanged."""
+def merge(base: Path, adapter: Adapter, *, target: Path, on_progress: Progress, template: str = "") -> None:
+    """Write `base` with the adapter to `target`: changed tensors as Q8_0, the others and the metadata unchanged.
+
+    `template` takes the place of the chat template in the metadata.
+    """
     from gguf import GGUFWriter, LlamaFileType
 
     reader = open_gguf(base)
     _refuse_misfit(reader, adapter, base)
     writer = GGUFWriter(None, text_field(reader, "general.architecture"))
-    _copy_metadata(reader, writer)
+    _copy_metadata(reader, writer, without=(TEMPLATE,) if template else ())
+    if template:
+        writer.add_chat_template(template)
     writer.add_file_type(LlamaFileType.MOSTLY_Q8_0)
     for tensor in reader.tensors:
         _declare(tensor, writer, changed=_layer(tensor) in adapter.factors)
@@ -120,11 +129,11 @@ def _refuse_misfit(reader: "GGUFReader", adapter: Adapter, base: Path) -> None:
             )
 
 
-def _copy_metadata(reader: "GGUFReader", writer: "GGUFWriter") -> None:
+def _copy_metadata(reader: "GGUFReader", writer: "GGUFWriter", *, without: tuple[str, ...] = ()) -> None:
     from gguf import GGUFValueType
 
     for key, field in reader.fields.items():
-        if key.startswith(_COMPUTED):
+        if key.startswith((*_COMPUTED, *without)):
             continue
         items = field.types[-1] if field.types[0] == GGUFValueType.ARRAY else None
         writer.add_key_value(key, field.contents(), field.types[0], sub_type=items)

@@ -7,10 +7,12 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from punie.backends import _weights
+from punie.backends._adapters import refuse_other_base, refuse_other_template
 from punie.backends._files import Progress
 from punie.backends._weights import silent
 from punie.errors import ModelError, NetworkRefused, WeightsDamaged, WeightsMissing
 
+_AGAIN = "Fetch the model again."
 _WANTED = ("*.json", "*.safetensors", "*.jinja")
 
 
@@ -47,10 +49,13 @@ class ModelFiles:
     """Tokens that end a turn."""
 
     def template_with(self, adapter: Path | None) -> str:
-        """The chat template to use. Raises ModelError where there is none."""
+        """The chat template to use. Raises ModelError where there is none, ConfigError for an adapter of others."""
         template = (adapter and _weights.template_of(adapter)) or self.template
         if not template:
             raise ModelError(f"{self.weights} has no chat template.", "Use an instruct or chat model.")
+        if adapter:
+            refuse_other_template(adapter, template)
+            refuse_other_base(adapter, self.weights)
         return template
 
 
@@ -88,7 +93,7 @@ def _read(path: Path) -> _Config:
     try:
         return _Config.model_validate_json(path.read_bytes()) if path.is_file() else _Config()
     except ValidationError as error:
-        raise WeightsDamaged(f"{path} is not what MLX writes: {error.errors()[0]['msg']}.") from error
+        raise WeightsDamaged(f"{path} is not what MLX writes: {error.errors()[0]['msg']}.", _AGAIN) from error
 
 
 def _ids(config: _Config) -> tuple[int, ...]:
@@ -103,7 +108,10 @@ def _template(directory: Path) -> str:
     described = directory / "tokenizer_config.json"
     if not described.is_file():
         return ""
-    found = _TokenizerConfig.model_validate_json(described.read_bytes()).chat_template
+    try:
+        found = _TokenizerConfig.model_validate_json(described.read_bytes()).chat_template
+    except ValidationError as error:
+        raise WeightsDamaged(f"{described} is not what MLX writes: {error.errors()[0]['msg']}.", _AGAIN) from error
     if isinstance(found, tuple):
         return next((t.template for t in found if t.name == "default"), "")
     return found or ""

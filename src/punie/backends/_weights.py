@@ -13,6 +13,7 @@ from pathlib import Path
 from pydantic import BaseModel
 
 from punie.backends import _files
+from punie.backends._adapters import refuse_other_base, refuse_other_template, template_of
 from punie.backends._files import Progress
 from punie.backends.catalogue import EMBEDDED, Entry, PackagedFile, entry
 from punie.errors import ModelError, WeightsDamaged, WeightsMissing
@@ -164,16 +165,11 @@ def adapter_hash(adapter: Path) -> str:
     return digest.hexdigest()[:12]
 
 
-def ensure_merged(cache_dir: Path, adapter_dir: Path, on_progress: Progress = silent) -> Path:
-    """The embedded model with the adapter merged into it, as Q8_0; made once for each adapter."""
-    base = ensure_base(cache_dir, on_progress)
-    return _merged(base, adapter_dir, directory=model_dir(cache_dir), on_progress=on_progress)
-
-
 def _merged(base: Path, adapter: Path, *, directory: Path, on_progress: Progress) -> Path:
     target = directory / f"{base.stem}-{_identity(base)}-{adapter_hash(adapter)}.Q8_0.gguf"
     with _files.locked(directory):
         if not _files.is_stamped(target):
+            refuse_other_base(adapter, base)
             _merge(base, adapter, target=target, on_progress=on_progress)
         _prune(directory, newest=target)
     return target
@@ -245,13 +241,16 @@ class ModelFiles:
 
 def embedded_files(cache_dir: Path, *, adapter: Path | None, on_progress: Progress = silent) -> ModelFiles:
     """The embedded model, with an adapter merged into it or alone; fetches what is not there."""
+    template = (adapter and template_of(adapter)) or shipped_template()
+    if adapter:
+        refuse_other_template(adapter, template)
     base = ensure_base(cache_dir, on_progress)
     directory = model_dir(cache_dir)
     weights = _merged(base, adapter, directory=directory, on_progress=on_progress) if adapter else base
     return ModelFiles(
         weights,
         _tokenizer(base, directory=directory),
-        template=(adapter and template_of(adapter)) or shipped_template(),
+        template=template,
         context_window=entry(EMBEDDED).context_window or 0,
     )
 
@@ -266,14 +265,10 @@ def gguf_files(gguf: Path, *, adapter: Path | None, cache_dir: Path, on_progress
     template = (adapter and template_of(adapter)) or facts.template
     if not template:
         raise ModelError(f"{gguf.name} has no chat template.", "Use the file of an instruct or chat model.")
+    if adapter:
+        refuse_other_template(adapter, template)
     weights = _merged(gguf, adapter, directory=directory, on_progress=on_progress) if adapter else gguf
     return ModelFiles(weights, tokenizer, template=template, context_window=facts.context_window)
-
-
-def template_of(adapter: Path) -> str | None:
-    """The chat template that the adapter was trained with, if it brings one."""
-    path = adapter / "chat_template.jinja"
-    return path.read_text("utf-8") if path.is_file() else None
 
 
 def _facts(gguf: Path, path: Path) -> _Facts:
