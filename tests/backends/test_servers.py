@@ -1,5 +1,6 @@
 """What servers of one's own tell about themselves, in the words that each of them documents."""
 
+import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -78,6 +79,84 @@ async def test_lm_studio_tells_the_context_a_model_is_loaded_with(tmp_path: Path
     told = {"/v1/models": said(LM_STUDIO_LIST), "/api/v0/models": said(LM_STUDIO_MODELS)}
     model, notices, _ = await meet(told, tmp_path, name="qwen", reply=chat("Hi.", model="qwen"))
     assert (model.context_window, notices) == (4096, [])
+
+
+def ollama(*lines: Mapping[str, object], done: str = "stop") -> Play:
+    """A streamed answer of /api/chat: lines of JSON, each in two pieces."""
+    base = {"model": "qwen3:8b", "created_at": "2026-11-23T09:00:00Z", "done": False}
+    last = {**base, "done": True, "done_reason": done, "prompt_eval_count": 21, "eval_count": 5, "message": {}}
+    said = [{**base, "message": {"role": "assistant", "content": "", **line}} for line in lines]
+    body = b"".join(json.dumps(line).encode() + b"\n" for line in (*said, last))
+    return Play((body[:50], body[50:]), kind="application/x-ndjson")
+
+
+OLLAMA = {
+    "/v1/models": said(OLLAMA_LIST),
+    "/api/show": said(OLLAMA_SHOW),
+    "/api/ps": said({"models": [{"name": "qwen3:8b", "model": "qwen3:8b", "context_length": 4096}]}),
+}
+
+
+async def test_ollama_is_asked_for_the_context_that_the_work_needs(tmp_path: Path):
+    (tmp_path / "app.py").write_text("class Flask:\n    pass\n")
+    call = {"function": {"index": 0, "name": "find_symbol", "arguments": {"name": "Flask"}}}
+    plays = (ollama({"thinking": "Hm."}, {"tool_calls": [call]}), ollama({"content": "At "}, {"content": "app.py:1."}))
+    async with serving(*plays, told=OLLAMA) as service:
+        config = AgentConfig(stop_sequences=("END",), max_tokens=77, seed=3, temperature=0.5)
+        http = Client(local=True, key_name="K", patience=Patience(retries=0))
+        model = build(f"qwen3:8b@{service.url}/v1", config, env={}, http=http)
+        agent = create_agent(config, model=model)
+        events = [e async for e in run_turn(agent, "Where?", workspace=Workspace(tmp_path), config=config)]
+    end = events[-1]
+    assert isinstance(end, TurnEnded)
+    assert (end.answer, end.error, model.context_window) == ("At app.py:1.", None, 32768)
+    assert (end.usage.input_tokens, end.usage.output_tokens) == (42, 10)
+    assert [record.arguments for record in end.tool_calls] == [{"name": "Flask"}]
+    first, second = service.asked
+    options = {"num_ctx": 32768, "num_predict": 77, "temperature": 0.5, "seed": 3, "stop": ["END"]}
+    assert (first.path, first.json["options"]) == ("/api/chat", options)
+    assert first.json["truncate"] is False, "a prompt that does not fit must not be cut without a word"
+    assert first.json["tools"][0]["function"]["name"] == "read_file"
+    asked, result = second.json["messages"][-2:]
+    assert asked["tool_calls"][0]["function"] == {"name": "find_symbol", "arguments": {"name": "Flask"}}
+    assert (result["role"], result["tool_name"]) == ("tool", "find_symbol")
+    assert second.body.startswith(first.body[: first.body.index(b'], "stream"')]), "each request extends the one before"
+
+
+@pytest.mark.parametrize(
+    ("parameters", "loaded", "context"),
+    [("num_ctx 8192", 4096, 8192), ("", 40960, 40960), ("", 131072, 40960), ("", 0, 32768), ("num_ctx x", 0, 32768)],
+)
+async def test_ollama_keeps_what_its_owner_chose(tmp_path: Path, parameters: str, loaded: int, context: int):
+    running = said({"models": [{"name": "qwen3:8b", "context_length": loaded}]})
+    told = {**OLLAMA, "/api/show": said({**OLLAMA_SHOW, "parameters": parameters}), "/api/ps": running}
+    model, _, service = await meet(told, tmp_path, name="qwen3:8b", reply=ollama({"content": "Hi."}))
+    assert (model.context_window, service.asked[0].json["options"]["num_ctx"]) == (context, context)
+
+
+@pytest.mark.parametrize(
+    ("play", "error"),
+    [
+        (ollama({"content": "Half"}, done="length"), "The answer was cut off at max_tokens."),
+        (said({"error": "the input length exceeds the context length"}, 400), "The conversation is too long: "),
+        (
+            Play((b'{"error": "model runner has stopped"}\n',), kind="application/x-ndjson"),
+            "The model failed: model runner",
+        ),
+        (Play((ollama({"content": "Half"}).body[:90],), ends="close"), "The model failed: Failed to decode"),
+        (Play((ollama({"content": "Half"}).body.splitlines()[0],), ends="close"), "No answer from the server"),
+        (Play((b"[]\n",)), "The answer of http"),
+        (Play((b'{"message": 7}\n',)), "No answer from the server"),
+    ],
+)
+async def test_what_ollama_breaks_off_is_no_answer(tmp_path: Path, play: Play, error: str):
+    async with serving(play, told=OLLAMA) as service:
+        config = AgentConfig()
+        http = Client(local=True, key_name="K", patience=Patience(retries=0))
+        agent = create_agent(config, model=build(f"qwen3:8b@{service.url}/v1", config, env={}, http=http))
+        events = [e async for e in run_turn(agent, "Hello?", workspace=Workspace(tmp_path), config=config)]
+    assert isinstance(events[-1], TurnEnded)
+    assert (events[-1].error or "").startswith(error), events[-1].error
 
 
 async def test_vllm_tells_how_long_its_model_may_get(tmp_path: Path):

@@ -9,7 +9,7 @@ import asyncio
 import math
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import httpx2
 from pydantic_ai.exceptions import ModelHTTPError
@@ -48,12 +48,26 @@ class Reply:
     server: str
 
 
+class Dialect(Protocol):
+    """Another format that a server is better asked in."""
+
+    def asked(self, request: httpx2.Request) -> httpx2.Request:
+        """What is sent in place of a request."""
+        ...
+
+    def answered(self, response: httpx2.Response) -> httpx2.Response:
+        """What is read in place of its answer."""
+        ...
+
+
 class Client(httpx2.AsyncClient):
     """An HTTP client that asks again while nothing of an answer was seen, and tells the user that it waits.
 
     Proxies and certificates come from the user's environment, and never for this machine's own servers. Raises
     PunieError for whatever keeps an answer from coming; an answer with an error status is the caller's to read.
     """
+
+    dialect: Dialect | None = None
 
     def __init__(
         self,
@@ -82,10 +96,14 @@ class Client(httpx2.AsyncClient):
         del follow_redirects
         # The SDKs bring their own limits, the same for connecting and for answering.
         request.extensions = {**request.extensions, "timeout": self.timeout.as_dict()}
+        if self.dialect:
+            request = self.dialect.asked(request)
         response = await self._answer(request, auth)
         assert isinstance(response.stream, httpx2.AsyncByteStream)  # noqa: S101 - an async client gives no other
         response.stream = _Watched(response.stream, url=request.url, patience=self._patience)
         response = await _refusals.checked(response, key_name=self._key_name)
+        if self.dialect:
+            response = self.dialect.answered(response)
         if not stream:
             await response.aread()
         return response

@@ -19,6 +19,7 @@ from pydantic_ai.providers.openai import OpenAIProvider
 from punie.backends import _keys, _refusals, _servers
 from punie.backends._http import Client
 from punie.backends._notices import tell
+from punie.backends._ollama import Ollama
 from punie.backends._whole import whole
 from punie.config import AgentConfig
 from punie.errors import ConfigError, NetworkRefused
@@ -120,6 +121,7 @@ class Server(Chat):
 
     def _take_up(self, facts: _servers.Facts) -> None:
         self._model_name = facts.model
+        self._http.dialect = Ollama(facts.num_ctx) if facts.num_ctx else None
         for notice in facts.notices:
             if notice not in self._warned:
                 self._warned.add(notice)
