@@ -261,8 +261,9 @@ def _load(
     started = time.monotonic()
     found = files()
     context = min(found.context_window, options.context or _LARGEST_WINDOW)
+    template = found.template_with(adapter)
     require(found.weights, context=context, options=options, adapter=adapter)
-    wire = Wire.load(found.tokenizer, template=found.template_with(adapter), view=View() if compact else WHOLE)
+    wire = Wire.load(found.tokenizer, template=template, view=View() if compact else WHOLE)
     engine = Mlx(found.weights, wire.tokenizer, context_window=context, end=found.end, adapter=adapter, options=options)
     kind = f"mlx {version('mlx')} {adapter_hash(adapter) if adapter else ''}"
     prefixes = prefixes_of(cache_dir, found.weights, options=options, engine=kind)

@@ -286,9 +286,9 @@ class Chat:
         return [entry.path for entry in loaded.workspace.files()] if loaded else ()
 
     def _models(self) -> Sequence[str]:
-        from punie.backends.catalogue import entries
+        from punie.backends.catalogue import known
 
-        return ("local", *(f"local:{name}" for name in entries()), "claude", *self._setup.settings.aliases)
+        return ("local", *(f"local:{name}" for name in known(self._setup.settings.models)), "claude", *self._setup.settings.aliases)
 
     def _place(self) -> str:
         home = str(Path.home())
