@@ -60,7 +60,10 @@ class Adapter:
             missing = f"{directory} is not an adapter: it has no {Path(error.filename or WEIGHTS).name}."
             raise WeightsMissing(missing, f"An adapter directory holds {CONFIG} and {WEIGHTS}.") from error
         except (ValidationError, SafetensorError, UnicodeDecodeError, OSError) as error:
-            raise WeightsDamaged(f"The adapter in {directory} cannot be read: {_first_line(error)}") from error
+            raise WeightsDamaged(
+                f"The adapter in {directory} cannot be read: {_first_line(error)}.",
+                "Copy the adapter once more from where it was trained.",
+            ) from error
         if config.fine_tune_type != "lora":
             raise ConfigError(f"{directory}: adapters of kind {config.fine_tune_type!r} cannot be merged, only LoRA.")
         return cls(config.lora_parameters.scale, _factors(tensors, directory))
