@@ -24,7 +24,7 @@ ARGUMENTS = {"path": "note.txt", "content": "caf\u00e9 }]"}
 CALL = {"claude": claude(text("Writing."), tool_use("write_file", **ARGUMENTS), stop="tool_use")}
 CALL["openai"] = chat("Writing.", ("write_file", ARGUMENTS))
 DONE = {"claude": claude(text("Done.")), "openai": chat("Done.")}
-EVERY = int(os.environ.get("PUNIE_FUZZ_EVERY", "7"))
+EVERY = int(os.environ.get("PUNIE_FUZZ_EVERY", "11"))
 """Distance of the bytes that whole turns are tried with: 1 takes a minute. The model alone is tried with every byte."""
 
 

@@ -36,6 +36,7 @@ LLAMA_LIST = {
 }
 LLAMA_PROPS = {"default_generation_settings": {"id": 0, "n_ctx": 8192}, "total_slots": 1, "model_path": "/m/qwen.gguf"}
 MLX_LIST = {"object": "list", "data": [{"id": "mlx-community/cached", "object": "model", "created": 1}]}
+NDJSON = "application/x-ndjson"
 PYTHON = {"server": "BaseHTTP/0.6 Python/3.11.7"}
 
 
@@ -87,7 +88,7 @@ def ollama(*lines: Mapping[str, object], done: str = "stop") -> Play:
     last = {**base, "done": True, "done_reason": done, "prompt_eval_count": 21, "eval_count": 5, "message": {}}
     said = [{**base, "message": {"role": "assistant", "content": "", **line}} for line in lines]
     body = b"".join(json.dumps(line).encode() + b"\n" for line in (*said, last))
-    return Play((body[:50], body[50:]), kind="application/x-ndjson")
+    return Play((body[:50], body[50:]), kind=NDJSON)
 
 
 OLLAMA = {
@@ -140,13 +141,19 @@ async def test_ollama_keeps_what_its_owner_chose(tmp_path: Path, parameters: str
         (ollama({"content": "Half"}, done="length"), "The answer was cut off at max_tokens."),
         (said({"error": "the input length exceeds the context length"}, 400), "The conversation is too long: "),
         (
-            Play((b'{"error": "model runner has stopped"}\n',), kind="application/x-ndjson"),
+            Play((b'{"error": "model runner has stopped"}\n',), kind=NDJSON),
             "The model failed: model runner",
         ),
-        (Play((ollama({"content": "Half"}).body[:90],), ends="close"), "The model failed: Failed to decode"),
-        (Play((ollama({"content": "Half"}).body.splitlines()[0],), ends="close"), "No answer from the server"),
-        (Play((b"[]\n",)), "The answer of http"),
-        (Play((b'{"message": 7}\n',)), "No answer from the server"),
+        (
+            Play((ollama({"content": "Half"}).body[:90],), kind=NDJSON, ends="close"),
+            "The model failed: Failed to decode",
+        ),
+        (
+            Play((ollama({"content": "Half"}).body.splitlines()[0],), kind=NDJSON, ends="close"),
+            "No answer from the server",
+        ),
+        (Play((b"[]\n",), kind=NDJSON), "The answer of http"),
+        (Play((b'{"message": 7}\n',), kind=NDJSON), "No answer from the server"),
     ],
 )
 async def test_what_ollama_breaks_off_is_no_answer(tmp_path: Path, play: Play, error: str):

@@ -37,7 +37,7 @@ class Ollama:
 
     def answered(self, response: httpx2.Response) -> httpx2.Response:
         """An answer of `/api/chat` as server-sent events; any other answer as it is."""
-        if not response.is_success or not response.request.url.path.endswith("/api/chat"):
+        if not response.is_success or "ndjson" not in response.headers.get("content-type", ""):
             return response
         assert isinstance(response.stream, httpx2.AsyncByteStream)  # noqa: S101 - an async client gives no other
         headers = {"content-type": "text/event-stream"}
