@@ -288,7 +288,8 @@ class Chat:
     def _models(self) -> Sequence[str]:
         from punie.backends.catalogue import known
 
-        return ("local", *(f"local:{name}" for name in known(self._setup.settings.models)), "claude", *self._setup.settings.aliases)
+        settings = self._setup.settings
+        return ("local", *(f"local:{name}" for name in known(settings.models)), "claude", *settings.aliases)
 
     def _place(self) -> str:
         home = str(Path.home())
