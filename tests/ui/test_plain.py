@@ -13,6 +13,7 @@ from pydantic_ai.messages import ModelMessage, ModelRequest
 from pydantic_ai.models.function import AgentInfo, DeltaToolCall, FunctionModel
 
 from punie.agent import create_agent
+from punie.agent.events import Thinking, UsageUpdated
 from punie.config import AgentConfig, Limits
 from punie.errors import UsageError
 from punie.tools import Workspace
@@ -78,6 +79,28 @@ def root(tmp_path: Path) -> Path:
 
 
 # --- text ---
+
+
+def test_what_each_request_read_anew_is_said_to_those_who_ask() -> None:
+    err = io.StringIO()
+    show = plain.show_for("text", about=ABOUT, out=io.StringIO(), err=err, verbose=True)
+    for usage in (UsageUpdated(100, 5, 0), UsageUpdated(100, 5, 0), UsageUpdated(220, 9, 90)):
+        show.take(usage)
+    assert err.getvalue().splitlines() == [
+        "punie: request 1: reused 0 / prefilled 100 tokens",
+        "punie: request 2: reused 90 / prefilled 30 tokens",
+    ]
+
+
+def test_thinking_is_a_line_of_its_own_in_the_stream_and_no_text() -> None:
+    out = io.StringIO()
+    plain.show_for("stream-json", about=ABOUT, out=out, err=io.StringIO()).take(Thinking("Hm."))
+    assert json.loads(out.getvalue().splitlines()[1]) == {"type": "thinking", "text": "Hm."}
+    formats: tuple[OutputFormat, ...] = ("text", "json")
+    for output_format in formats:
+        silent = io.StringIO()
+        plain.show_for(output_format, about=ABOUT, out=silent, err=silent).take(Thinking("Hm."))
+        assert silent.getvalue() == ""
 
 
 def test_text_puts_the_answer_on_stdout_and_the_tool_on_stderr(root: Path) -> None:

@@ -11,7 +11,7 @@ _TAGS = (
     r"<tool_call>|<tools>|<function|<invoke |<start_function_call>|<minimax:|<[|\uff5c]|</s>"
     r"|\[TOOL_CALLS\]|\bfunctools\["
 )
-_LINES = r"^\s*[\[{]|^Action:"
+_LINES = r"^[ \t]*[\[{]|^Action:"
 _FENCE = r"^[ \t]*```(?:json5?|tool_\w+|tool|xml|python|py)?[ \t]*(?:\n\s*(?:[\[{<]|\w{0,24}\Z)|\Z)"
 _BEGINNINGS = r"<[|\uff5c]?[\w=:]{0,20}\Z|\[[A-Z_]{0,11}\Z|^[ \t]*`{1,3}\w*\Z"
 """What may still become one of the others."""

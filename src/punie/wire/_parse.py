@@ -3,6 +3,7 @@
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import replace
+from itertools import islice
 
 from punie.wire._messages import Call, Dialect, Reply
 from punie.wire._names import known_name
@@ -11,7 +12,9 @@ from punie.wire._thinking import without_thinking
 from punie.wire._tolerant import UnreadableError
 from punie.wire._written import Parameters, calls_of
 
-_FENCE = re.compile(r"^[ \t]*```(?P<kind>[\w-]*)[ \t]*\n?(?P<body>.*?)\s*(?:```[ \t]*$|\Z)", re.DOTALL | re.MULTILINE)
+_FENCE = re.compile(
+    r"^[ \t]*```(?P<kind>[\w-]*)[ \t]*\n?(?P<body>.*?)(?:\n?[ \t]*```[ \t]*$|\Z)", re.DOTALL | re.MULTILINE
+)
 _CALL_FENCES = frozenset({"", "json", "json5", "tool_call", "tool_calls", "tool_code", "tool", "xml", "python", "py"})
 _ACTION = re.compile(r"^Action:\s*(?P<name>[\w.-]+)\s*\n\s*Action Input:\s*(?P<input>\{.*)\Z", re.MULTILINE | re.DOTALL)
 _LINE_START = re.compile(r"^[ \t]*(?=[\[{]|[A-Za-z_][\w.]*\()", re.MULTILINE)
@@ -27,7 +30,7 @@ _ENDS = (
 _TURN = r"(?:<\|im_start\|>|<\|start_header_id\|>|<\|start\|>|<start_of_turn>|\[INST\]|<\|(?:user|assistant|system)\|>)"
 _AT_START = re.compile(rf"\A\s*(?:{_TURN}\s*(?:assistant|model)?(?:<\|end_header_id\|>|<\|message\|>)?\s*)+")
 _FINAL_CHANNEL = re.compile(r"<\|channel\|>final<\|message\|>")
-_AT_END = re.compile(rf"\s*{_ENDS}\s*(?:\Z|{_TURN}.*\Z|{_ENDS}.*\Z)", re.DOTALL)
+_AT_END = re.compile(rf"{_ENDS}\s*(?:\Z|{_TURN}.*\Z|{_ENDS}.*\Z)", re.DOTALL)
 _MOST_STARTS = 40
 
 
@@ -50,7 +53,8 @@ def parse(text: str, *, names: Collection[str] | Parameters = (), dialect: Diale
 def without_control_tokens(text: str) -> str:
     """The text without the tokens of a turn around it, and without a next turn the model made up."""
     text = _FINAL_CHANNEL.sub("", _AT_START.sub("", text))
-    return _AT_END.sub("", text)
+    end = _AT_END.search(text)
+    return text[: end.start()].rstrip() if end else text
 
 
 def _named(call: Call, parameters: Parameters) -> Call:
@@ -128,7 +132,7 @@ def _action(text: str, parameters: Parameters) -> Reply | None:
 
 def _trailing(text: str, parameters: Parameters) -> Reply | None:
     """Lines that are a call, at the end of the reply and with nothing after them."""
-    for match, _ in zip(_LINE_START.finditer(text), range(_MOST_STARTS), strict=False):
+    for match in islice(_LINE_START.finditer(text), _MOST_STARTS):
         calls = _read(text[match.start() :], parameters)
         if calls and _all_known(calls, parameters):
             before = text[: match.start()]

@@ -6,6 +6,7 @@ The tokens are those of the families' own chat templates; a model writes them as
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 
 from punie.wire._messages import CALL_OPEN, Call, Dialect
 from punie.wire._tolerant import UnreadableError
@@ -47,11 +48,13 @@ _WRAPPERS = re.compile(
 )
 _OPENING = re.compile("|".join(f"(?P<t{number}>{tag.opens})" for number, tag in enumerate(_TAGS)))
 _CODE = re.compile(
-    r"^[ \t]*(```+|~~~+)[^\n]*\n.*?(?:^[ \t]*\1[ \t]*$|\Z)|(`+)[^`\n](?:[^\n]*?[^`\n])?\2(?!`)",
+    r"^[ \t]*(```++|~~~++)[^\n]*+\n.*?(?:^[ \t]*\1[ \t]*$|\Z)|(?<!`)(`++)[^`\n](?:[^\n]*?[^`\n])?\2(?!`)",
     re.DOTALL | re.MULTILINE,
 )
 _PAYLOAD = re.compile(r"\S+?[\]>]\s*(?:[\[{<]|\Z)")
 _MOST_ENDS = 20
+_MOST_BLOCKS = 50
+"""More than that is a model that repeats itself."""
 _OWN: Mapping[Dialect, str] = {"json": "JSON in <tool_call>", "xml": "<function=...>"}
 
 
@@ -67,7 +70,7 @@ class Block:
 def tagged(text: str, parameters: Parameters, *, dialect: Dialect) -> list[Block]:
     """Every tagged block, without those that are shown as code or in the middle of a sentence."""
     code = [match.span() for match in _CODE.finditer(text)]
-    blocks = list(_blocks(text, parameters, dialect))
+    blocks = list(islice(_blocks(text, parameters, dialect), _MOST_BLOCKS))
     ends = [0, *(block.end for block in blocks)]
     starts = [*(block.start for block in blocks), len(text)]
     around = [(text[ends[n] : block.start], text[block.end : starts[n + 1]]) for n, block in enumerate(blocks)]
@@ -93,7 +96,7 @@ def _blocks(text: str, parameters: Parameters, dialect: Dialect) -> Iterator[Blo
 def _block(text: str, opening: "re.Match[str]", tag: _Tag, parameters: Parameters) -> Block:
     """Up to the first end that makes it readable: what is written to a file may hold the closing tag itself."""
     begin = opening.start() if tag.is_call else opening.end()
-    ends = [match.span() for match, _ in zip(re.finditer(tag.closes, text[begin:]), range(_MOST_ENDS), strict=False)]
+    ends = [match.span() for match in islice(re.finditer(tag.closes, text[begin:]), _MOST_ENDS)]
     spans = [(begin + start, begin + end) for start, end in ends if end or start] + [(len(text), len(text))]
     for stop, end in spans:
         calls = _read(text[begin:stop], parameters)

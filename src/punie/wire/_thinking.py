@@ -7,7 +7,7 @@ _OPENINGS = ("<think>", "<thinking>", "<|begin_of_thought|>", "[THINK]")
 _OPEN = r"(?:<think(?:ing)?>|<\|begin_of_thought\|>|\[THINK\])"
 _CLOSE = r"(?:</think(?:ing)?>|<\|end_of_thought\|>|\[/THINK\])"
 _WHOLE = re.compile(
-    rf"\A\s*(?:{_OPEN}(?P<inside>.*?)(?:{_CLOSE}|\Z)|(?P<before>(?:(?!{_OPEN}).)*?){_CLOSE})", re.DOTALL
+    rf"\A\s*+(?:{_OPEN}(?P<inside>.*?)(?:{_CLOSE}|\Z)|(?P<before>(?:(?!{_OPEN}).)*?){_CLOSE})", re.DOTALL
 )
 _BEGIN = re.compile(rf"\A\s*{_OPEN}")
 _END = re.compile(_CLOSE)

@@ -14,11 +14,13 @@ Parameters = Mapping[str, Sequence[str]]
 
 _NAMES = ("name", "tool_name", "tool", "function_name", "function", "action", "recipient_name")
 _ARGUMENTS = ("arguments", "parameters", "args", "input", "tool_input", "action_input", "params", "kwargs")
+_ABOUT = ("type", "id", "call_id", "tool_call_id")
+_LONGEST_NAME = 80
 _BETWEEN = re.compile(r"[\s,;]*")
 
 _FUNCTION = re.compile(r"<(?:function|invoke)(?:=|\s+name=)[\"']?(?P<name>[\w.:/-]+)[\"']?\s*>")
 _PARAMETER = re.compile(r"\s*<parameter(?:=|\s+name=)[\"']?(?P<key>[\w.-]+)[\"']?[^>\n]*>")
-_PARAMETER_END = re.compile(r"</parameter>|(?=\n\s*<parameter[=\s])|(?=\n\s*</(?:function|invoke)>)")
+_PARAMETER_END = re.compile(r"</parameter>|(?=\n[ \t]*<parameter[=\s])|(?=\n[ \t]*</(?:function|invoke)>)")
 _FUNCTION_END = re.compile(r"\s*</(?:function|invoke)>\s*")
 _PAIRS = re.compile(r"\s*<arg_key>\s*(.*?)\s*</arg_key>\s*<arg_value>(.*?)</arg_value>", re.DOTALL)
 _NAMED = re.compile(r"(?:function\s+|call:)?(?P<name>[A-Za-z_][\w.:/-]*?)(?::\d+)?")
@@ -91,7 +93,7 @@ def _json_call(value: Mapping[str, Any], flaws: Sequence[str], *, tagged: bool) 
         arguments, more = _arguments(value[key])
         renamed = [f"the arguments under `{key}`"] if key not in {"arguments", "parameters"} else []
         return _made(value[name_key], arguments, [*found, *renamed, *more])
-    rest = {k: v for k, v in value.items() if k not in {name_key, "type", "id"}}
+    rest = {k: v for k, v in value.items() if k not in {name_key, *_ABOUT}}
     if rest and not tagged:
         raise UnreadableError("no arguments")
     return _made(value[name_key], rest, [*found, "arguments beside the name" if rest else "no arguments"])
@@ -177,7 +179,7 @@ def _pairs_call(text: str) -> Call:
 
 def _named_calls(text: str, parameters: Parameters) -> list[Call]:
     """`NAME {...}` once or more, or a tool's name alone; empty when the text is something else."""
-    if known_name(text, parameters):
+    if len(text) <= _LONGEST_NAME and known_name(text, parameters):
         return [_made(text, {}, ["no arguments"])]
     calls: list[Call] = []
     while (brace := text.find("{")) >= 0 and (name := _NAMED.fullmatch(_NOISE.sub(" ", text[:brace]).strip())):
