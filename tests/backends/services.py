@@ -63,6 +63,8 @@ class Service:
     """Without what was answered from `told`."""
     port: int = 0
     server: asyncio.Server | None = None
+    open: set[asyncio.Task[object]] = field(default_factory=set)
+    """Connections that are being served."""
 
     async def stop(self) -> None:
         """Listen no longer."""
@@ -85,16 +87,34 @@ class Service:
 
     async def handle(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Serve one connection, one request."""
+        task = asyncio.current_task()
+        assert task
+        self.open.add(task)
         try:
-            lines = (await reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")
-            headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in lines[1:] if line)}
-            body = await reader.readexactly(int(headers.get("content-length", "0")))
-            method, path, _ = lines[0].split()
-            await _write(writer, self.play(Asked(method, path, headers, body)))
-            writer.close()
-            await writer.wait_closed()
+            await self._serve(reader, writer)
+            await writer.drain()
         except (ConnectionError, asyncio.IncompleteReadError):
             pass  # the client went away
+        finally:
+            writer.close()
+            self.open.discard(task)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        begun = await reader.readexactly(1)
+        if begun == b"\x16":  # a TLS handshake, which servers that do not speak it take for a bad request
+            writer.write(b"HTTP/1.1 400 Bad Request\r\nconnection: close\r\n\r\n")
+            return
+        lines = (begun + await reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")
+        headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in lines[1:] if line)}
+        body = await reader.readexactly(int(headers.get("content-length", "0")))
+        method, path, _ = lines[0].split()
+        await _write(writer, self.play(Asked(method, path, headers, body)))
+
+    async def close(self) -> None:
+        """Leave whoever is still served."""
+        for task in tuple(self.open):
+            task.cancel()
+        await asyncio.gather(*self.open, return_exceptions=True)
 
 
 async def _write(writer: asyncio.StreamWriter, play: Play) -> None:
@@ -127,7 +147,10 @@ async def serving(*plays: Play, told: Mapping[str, Play] | None = None, port: in
     server = await asyncio.start_server(service.handle, "127.0.0.1", port)
     service.server, service.port = server, server.sockets[0].getsockname()[1]
     async with server:
-        yield service
+        try:
+            yield service
+        finally:
+            await service.close()
 
 
 class Replay(httpx2.AsyncBaseTransport):
