@@ -9,12 +9,12 @@ from pydantic_ai.models.function import AgentInfo, DeltaToolCall, DeltaToolCalls
 from punie.config import AgentConfig
 from punie.wire import conversation, expand
 from punie_training import report
-from punie_training.evaluate import Outcome, evaluate, normal
+from punie_training.evaluate import Outcome, evaluate, invented, normal
 from punie_training.generate import Studio
 from punie_training.suite import Case, fingerprint, tool_cases
 from punie_training.tasks import Expect, Task, Turn
 
-COUNTS = {"subclasses": 2, "references": 2, "two_hop": 2, "edit": 2, "empty": 2}
+COUNTS = {"subclasses": 2, "references": 2, "two_hop": 2, "edit": 2, "write": 4, "empty": 2}
 PROSE = "I would call find_subclasses, find_references, find_symbol, edit_file and read_file with the right name."
 
 
@@ -67,6 +67,14 @@ async def test_a_model_that_follows_the_plans_gets_everything_right(
     assert [o.question for o in outcomes if not (o.right and o.first_call_right)] == []
     assert (whole.f1, whole.balanced_discrimination, whole.looped.hits) == (1.0, 1.0, 0)
     assert whole.valid_calls.value == 1.0
+    assert whole.invented_paths.hits == 0
+
+
+def test_a_path_counts_as_invented_unless_it_is_there_or_was_written(studio: Studio) -> None:
+    known = studio.oracle.files[0]
+    assert invented(f"Look at `{known}` and docs/nowhere.md:3.", studio) == 1
+    assert invented("Done, docs/nowhere.md is written.", studio, written=("docs/nowhere.md",)) == 0
+    assert invented("Done, docs/nowhere.md is written.", studio, written=("docs/other.md",)) == 1
 
 
 async def test_prose_that_mentions_the_right_tools_scores_nothing(

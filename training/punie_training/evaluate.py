@@ -5,7 +5,7 @@ A run that was interrupted goes on where it stopped, as long as suite, model and
 
 import hashlib
 import json
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -162,7 +162,7 @@ def _outcome(case: Case, ended: TurnEnded, *, studio: Studio, root: Path) -> Out
         f1=marked.f1 if answered else 0.0,
         right=marked.right and answered,
         looped=ended.stop_reason in {"loop", "limit"},
-        invented_paths=invented(said, studio) if turn.steps else 0,
+        invented_paths=invented(said, studio, written=_written(ended)) if turn.steps else 0,
         turns=ended.turns,
         stop_reason=ended.stop_reason,
         total_s=ended.timing.total_s,
@@ -194,8 +194,14 @@ def normal(arguments: Mapping[str, object]) -> Mapping[str, object]:
     return {k: v for k, v in arguments.items() if v is not None and not (k == "start" and v == 1)}
 
 
-def invented(said: str, studio: Studio) -> int:
-    """Count the paths the model wrote itself that the project does not have."""
+def _written(ended: TurnEnded) -> frozenset[str]:
+    """The files that this turn's own calls have made."""
+    made = (r.arguments.get("path") for r in ended.tool_calls if r.name == "write_file" and r.outcome == "ok")
+    return frozenset(path for path in made if isinstance(path, str))
+
+
+def invented(said: str, studio: Studio, *, written: Collection[str] = ()) -> int:
+    """Count the paths the model wrote itself that the project does not have and no call has made."""
     cited = {place.rpartition(":")[0] for place in places(said)} | paths(said)
-    known = set(studio.oracle.files)
+    known = {*studio.oracle.files, *written}
     return sum(not any(f == path or f.endswith(f"/{path}") for f in known) for path in cited if "/" in path)
