@@ -16,6 +16,7 @@ def add(commands: "_SubParsersAction[argparse.ArgumentParser]") -> None:
     _compare_options(commands.add_parser("compare", help="compare two evaluations case by case"))
     _promote_options(commands.add_parser("promote", help="ship an adapter, if it is better and nowhere worse"))
     _fuse_options(commands.add_parser("fuse", help="merge an adapter into its model, as an MLX directory"))
+    _export_options(commands.add_parser("export", help="write an adapter in a form that other programs read"))
 
 
 def _compare_options(parser: argparse.ArgumentParser) -> None:
@@ -42,6 +43,14 @@ def _fuse_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", type=Path, help="rows to compare the result on; default: general questions")
     parser.add_argument("--probes", type=int, default=8, help="how many of them; 0 to skip the comparison")
     parser.set_defaults(command=_fuse)
+
+
+def _export_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("adapter", type=Path)
+    parser.add_argument("--to", choices=("peft", "gguf-lora", "gguf", "mlx"), required=True)
+    parser.add_argument("--out", type=Path, required=True, help="a directory that is not there yet")
+    parser.add_argument("--base", type=Path, help="GGUF file or MLX directory; default: the embedded model")
+    parser.set_defaults(command=_export)
 
 
 def _say(text: str) -> None:
@@ -82,6 +91,16 @@ def _fuse(options: argparse.Namespace) -> int:
     talks = probes(base, template=trained.template, data=options.data, count=options.probes) if options.probes else ()
     fused = fuse.fuse(trained, base=base, out=options.out, bits=options.bits, group=options.group, probes=talks)
     _say(fuse.shown(fused, bits=options.bits))
+    return 0
+
+
+def _export(options: argparse.Namespace) -> int:
+    from punie_training.export import export  # needs MLX, which is an extra
+
+    trained, base = _trained(options)
+    out = export(trained, to=options.to, base=base, out=options.out)
+    for path in sorted(out.iterdir()):
+        _say(f"{path}  {path.stat().st_size / 1e6:.1f} MB")
     return 0
 
 

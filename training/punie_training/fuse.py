@@ -2,23 +2,21 @@
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 from punie.backends import _files, _gguf, _mlx_model
 
-from punie.backends._mlx import mx, nn  # isort: skip
+from punie.backends._mlx import ON_GPU, mx, nn  # isort: skip
 from mlx.utils import tree_unflatten
-from mlx_lm.utils import quantize_model, save_config, save_model
+from mlx_lm.utils import dequantize_model, quantize_model, save_config, save_model
 
-from punie.errors import ModelError, UsageError
 from punie.wire import Example
 from punie_training import base as bases
 from punie_training._loss import shared_prefix
-from punie_training.trained import Trained, card
+from punie_training.trained import Trained, filling, linear_layers, shape_of, write_card
 
 WIDTHS = (4, 5, 6, 8)
 GROUP = 64
@@ -75,19 +73,19 @@ def fuse(
     Raises ConfigError for an adapter of another base, UsageError for a directory that is not empty.
     """
     model, config = _opened(base)
-    layers = _layers(model)
-    trained.refuse_other(base, {name: _shape(layer) for name, layer in layers.items()})
-    before = _choices(_adapted(base, trained), probes)
+    layers = linear_layers(model)
+    trained.refuse_other(base, {name: shape_of(layer) for name, layer in layers.items()})
+    before = _choices(_adapted(base, trained), probes) if probes else []
     changed = {name: layers[name] for name in trained.lora.factors}
     measured = survival(changed, trained, group=group)
     model.update_modules(tree_unflatten([(name, _merged(m, _delta(trained, name))) for name, m in changed.items()]))
     if bits:
         model, config = quantize_model(model, config, group, bits)
-    with _filling(out) as part:
+    with filling(out) as part:
         _save(model, part)
         save_config(config, part / "config.json")
         _write_rest(trained, base=base, part=part, form=f"MLX model, {_precision(bits)}, adapter merged in")
-        after = _choices(_mlx_model.load(part), probes)
+        after = _choices(_quick(_mlx_model.load(part)), probes) if probes else []
     return Fused(out, measured, _agreement(before, after) if probes else None)
 
 
@@ -97,16 +95,6 @@ def _opened(base: Path) -> tuple[Any, dict[str, Any]]:
     if base.is_dir():
         return model, json.loads((base / "config.json").read_text("utf-8"))
     return model, {**_gguf.config(base), "torch_dtype": _mlx_model.PRECISION}
-
-
-def _layers(model: Any) -> Mapping[str, Any]:
-    return {name: m for name, m in model.named_modules() if isinstance(m, nn.Linear | nn.QuantizedLinear)}
-
-
-def _shape(layer: Any) -> tuple[int, int]:
-    """(in, out)."""
-    rows, columns = layer.weight.shape
-    return (columns * 32 // layer.bits if isinstance(layer, nn.QuantizedLinear) else columns), rows
 
 
 def _weight(layer: Any) -> mx.array:
@@ -130,7 +118,7 @@ def _delta(trained: Trained, name: str) -> mx.array:
 
 
 def _merged(layer: Any, delta: mx.array) -> nn.Linear:
-    inputs, outputs = _shape(layer)
+    inputs, outputs = shape_of(layer)
     whole = nn.Linear(inputs, outputs, bias="bias" in layer)
     precision = getattr(mx, _mlx_model.PRECISION)
     whole.weight = (_weight(layer) + delta).astype(precision)
@@ -147,7 +135,7 @@ def survival(layers: Mapping[str, Any], trained: Trained, *, group: int = GROUP)
 def _survival(layers: Mapping[str, Any], trained: Trained, *, bits: int, group: int) -> Survival:
     dots, wanted, found = 0.0, 0.0, 0.0
     for name, layer in layers.items():
-        if _shape(layer)[0] % group:
+        if shape_of(layer)[0] % group:
             continue
         weight, delta = _weight(layer), _delta(trained, name)
         rounded = mx.dequantize(*mx.quantize(weight + delta, group, bits), group_size=group, bits=bits) - weight
@@ -166,12 +154,17 @@ def _ratio(part: float, whole: float) -> float:
 
 def _adapted(base: Path, trained: Trained) -> Any:
     """The base with the adapter beside its weights, as it was trained."""
-    return _mlx_model.load(base, adapter=trained.directory)
+    return _quick(_mlx_model.load(base, adapter=trained.directory))
+
+
+def _quick(model: Any) -> Any:
+    """The same weights in a form that is quick here: quantised products are forty times slower than others on a CPU."""
+    return model if ON_GPU else dequantize_model(model)
 
 
 def _choices(model: Any, probes: Sequence[Example]) -> list[list[int]]:
     """The most likely next token at every place behind what all conversations begin with."""
-    start = shared_prefix(probes) if probes else 0
+    start = shared_prefix(probes)
     return [_most_likely(model, row.tokens, start=start) for row in probes]
 
 
@@ -188,24 +181,6 @@ def _agreement(before: Sequence[Sequence[int]], after: Sequence[Sequence[int]]) 
 # --- files ---------------------------------------------------------------------------------------------------------
 
 
-@contextmanager
-def _filling(out: Path) -> Iterator[Path]:
-    """A directory beside `out` that takes its place when the block ends well."""
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UsageError(f"{out} is there already and not empty.", "Choose another --out.")
-    part = out.with_name(f"{out.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    try:
-        part.mkdir(parents=True)
-        yield part
-        part.replace(out)
-    except OSError as error:
-        cause = f"The model cannot be stored in {out.parent}: {error.strerror or error}."
-        raise ModelError(cause, "Free some space, or choose another --out.") from error
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
-
-
 def _save(model: Any, part: Path) -> None:
     try:
         save_model(part, model)
@@ -214,7 +189,7 @@ def _save(model: Any, part: Path) -> None:
 
 
 def _write_rest(trained: Trained, *, base: Path, part: Path, form: str) -> None:
-    """Tokenizer, chat template and card."""
+    """Tokenizer, chat template (the adapter's, else the base's) and card."""
     if base.is_dir():
         for path in (path for pattern in _COPIED for path in base.glob(pattern)):
             shutil.copyfile(path, part / path.name)
@@ -222,10 +197,8 @@ def _write_rest(trained: Trained, *, base: Path, part: Path, form: str) -> None:
         _gguf.tokenizer(base).save(str(part / "tokenizer.json"))
         described = {"tokenizer_class": "PreTrainedTokenizerFast", **_special_tokens(base)}
         _files.write_text(part / "tokenizer_config.json", json.dumps(described, indent=2) + "\n")
-    template = trained.template or ("" if base.is_dir() else _gguf.chat_template(base))
-    if template:
-        _files.write_text(part / "chat_template.jinja", template)
-    _files.write_text(part / "README.md", card(trained, form=form, use="punie --model mlx:DIRECTORY"))
+        _files.write_text(part / "chat_template.jinja", _gguf.chat_template(base))
+    write_card(trained, part, form=form, use="punie --model mlx:DIRECTORY")
 
 
 def _special_tokens(base: Path) -> Mapping[str, str]:

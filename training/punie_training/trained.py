@@ -1,7 +1,9 @@
 """A trained adapter and the model it belongs to: read, checked against each other, and described."""
 
 import json
-from collections.abc import Mapping
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -9,11 +11,13 @@ from typing import TYPE_CHECKING, Any, cast
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from punie.backends import _gguf, _weights
+from punie.backends._files import write_text
 from punie.backends._merge import Adapter
-from punie.backends.catalogue import entries
-from punie.errors import ConfigError, WeightsDamaged
+from punie.backends._mlx import nn
+from punie.backends.catalogue import Entry, entries
+from punie.errors import ConfigError, ModelError, UsageError, WeightsDamaged
 from punie_training import corpora
-from punie_training.base import digest
+from punie_training.base import digest, load
 
 if TYPE_CHECKING:
     import numpy as np
@@ -95,10 +99,41 @@ def _manifest(directory: Path) -> Mapping[str, object]:
     return found if isinstance(found, dict) else {}
 
 
-def gguf_shapes(base: Path) -> Mapping[str, tuple[int, int]]:
-    """(in, out) of the matrices in a GGUF file, by Hugging Face name."""
+def shapes(base: Path) -> Mapping[str, tuple[int, int]]:
+    """(in, out) of every matrix of a GGUF file or of the linear layers of an MLX directory, by Hugging Face name."""
+    if base.is_dir():
+        return {name: shape_of(layer) for name, layer in linear_layers(load(base)).items()}
     found = {_gguf.hf_name(t.name).removesuffix(".weight"): t.shape for t in _gguf.open_gguf(base).tensors}
     return {name: (int(shape[0]), int(shape[1])) for name, shape in found.items() if name and len(shape) == 2}
+
+
+def linear_layers(model: Any) -> Mapping[str, Any]:
+    """The layers that an adapter may change."""
+    return {name: m for name, m in model.named_modules() if isinstance(m, nn.Linear | nn.QuantizedLinear)}
+
+
+def shape_of(layer: Any) -> tuple[int, int]:
+    """(in, out)."""
+    rows, columns = layer.weight.shape
+    return (columns * 32 // layer.bits if isinstance(layer, nn.QuantizedLinear) else columns), rows
+
+
+@contextmanager
+def filling(out: Path) -> Iterator[Path]:
+    """A directory beside `out` that takes its place when the block ends well. Raises UsageError or ModelError."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UsageError(f"{out} is there already and not empty.", "Choose another --out.")
+    part = out.with_name(f"{out.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    try:
+        part.mkdir(parents=True)
+        yield part
+        part.replace(out)
+    except OSError as error:
+        cause = f"The result cannot be stored in {out.parent}: {error.strerror or error}."
+        raise ModelError(cause, "Free some space, or choose another --out.") from error
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
 
 
 # --- the card ------------------------------------------------------------------------------------------------------
@@ -106,18 +141,32 @@ def gguf_shapes(base: Path) -> Mapping[str, tuple[int, int]]:
 _RATES = ("tool_recall", "direct_rate", "valid_calls", "first_call_right", "answer_right", "looped", "invented_paths")
 
 
+def write_card(trained: Trained, directory: Path, *, form: str, use: str) -> None:
+    """Write chat template and README: what it is made from, under which licences, and how well it did."""
+    if trained.template:
+        write_text(directory / "chat_template.jinja", trained.template)
+    write_text(directory / "README.md", card(trained, form=form, use=use))
+
+
 def card(trained: Trained, *, form: str, use: str) -> str:
-    """The README of an export: what it is made from, under which licences, and how well it did."""
+    """The text of the README."""
     lines = [f"# {trained.manifest.get('name', trained.directory.name)}", "", f"{form}. Made by `punie train`.", ""]
     lines += [*_base_lines(trained), *_recipe_lines(trained), *_data_lines(trained), *_score_lines(trained)]
     return "\n".join([*lines, "", "## Use", "", *(f"    {line}" for line in use.splitlines()), ""])
 
 
+def named_base(trained: Trained) -> Entry | None:
+    """The model of the catalogue that it was trained on, by the hash of its weights or by its recipe."""
+    settings = cast("Mapping[str, object]", trained.manifest.get("settings", {}))
+    name, sha256 = settings.get("base"), trained.manifest.get("base")
+    return next((e for e in entries().values() if e.name == name or (e.file and e.file.sha256 == sha256)), None)
+
+
 def _base_lines(trained: Trained) -> list[str]:
-    sha256 = str(trained.manifest.get("base", "unknown"))
-    model = next((e for e in entries().values() if e.file and e.file.sha256 == sha256), None)
-    title, licence = (model.title, model.licence) if model else ("unnamed", "that of the model")
-    return [f"- Base: {title}, SHA-256 of its weights `{sha256}`", f"- Licence of the base and of this file: {licence}"]
+    model = named_base(trained)
+    title, licence = (model.title, model.licence) if model else ("unnamed", "that of its base")
+    sha256 = trained.manifest.get("base", "not recorded")
+    return [f"- Base: {title}; SHA-256 of its weights: {sha256}", f"- Licence: {licence}"]
 
 
 def _recipe_lines(trained: Trained) -> list[str]:
