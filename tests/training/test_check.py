@@ -7,7 +7,7 @@ import pytest
 from tests.backends import tiny
 
 from punie.errors import UsageError
-from punie_training import cli, credentials, licences
+from punie_training import cli, credentials, licences, rows
 from punie_training.check import RULES, Report, Settings, check
 from punie_training.rules import is_placeholder
 
@@ -305,6 +305,26 @@ def test_a_file_that_cannot_be_read_is_named_with_its_line(content: str, said_so
         check(file, Settings(base=base))
     assert said_so in str(caught.value)
     assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("line", "said_so"),
+    [
+        ("{", "rows.jsonl:3: not valid JSON"),
+        ('{"id": "x", "family": "direct"}', "rows.jsonl:3: `messages`: Field required"),
+        (
+            '{"id": "x", "family": "f", "messages": [{"role": "assistant", "content": "", "tool_calls": []}]}',
+            "rows.jsonl:3: `messages.0.tool_calls`: Extra inputs",
+        ),
+    ],
+)
+def test_the_trainer_names_file_and_line_of_what_is_no_row(line: str, said_so: str, tmp_path: Path):
+    file = write(tmp_path / "rows.jsonl", [row(1), row(2)])
+    file.write_text(file.read_text() + line + "\n")
+    with pytest.raises(UsageError) as caught:
+        rows.read(file)
+    assert said_so in str(caught.value)
+    assert "punie train data check" in str(caught.value) or "delete that line" in str(caught.value)
 
 
 def test_bytes_that_are_no_text(tmp_path: Path, base: Path):

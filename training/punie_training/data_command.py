@@ -10,6 +10,8 @@ from pathlib import Path
 from punie_training.recipe import Data
 
 _WHERE = Path("training") / "data"
+_SHOWN = ("rows", "balance", "families", "yields", "rejected", "dropped")
+"""What of the card is printed; the rest is in the files."""
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -58,8 +60,8 @@ def _build(options: argparse.Namespace) -> int:
 
     started = time.perf_counter()
     card = asyncio.run(generate.build(options.out, cache_dir=options.cache_dir, wanted=options.rows, seed=options.seed))
-    _say(json.dumps({k: v for k, v in card.items() if k != "templates"}, indent=2))
-    _say(f"{options.out / 'train.jsonl'} in {time.perf_counter() - started:.0f} s")
+    _say(json.dumps({key: card[key] for key in _SHOWN}, indent=2))
+    _say(f"{options.out / 'train.jsonl'}, its card in card.md, in {time.perf_counter() - started:.0f} s")
     return 0
 
 
