@@ -36,3 +36,7 @@ all: check types test
 # Time the standard queries, the engines and start-up on this machine.
 bench *args:
     {{bin}}/python -m punie_training.bench {{args}}
+
+# Run the contract of the backends and write its table into the docs; arguments go to pytest.
+conformance *args:
+    {{bin}}/python -m tests.backends.conformance {{args}}

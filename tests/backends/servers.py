@@ -25,6 +25,8 @@ parameters.n_ctx, parameters.n_parallel, parameters.verbosity = int(sys.argv[3])
 parameters.cpuparams.n_threads = parameters.cpuparams_batch.n_threads = int(sys.argv[4])
 parameters.warmup = parameters.fit_params = parameters.ui = False
 parameters.use_jinja = True
+parameters.api_keys = [key for key in sys.argv[5:6] if key]
+parameters.chat_template = "".join(sys.argv[6:])
 server = xllamacpp.Server(parameters)
 sys.stdin.read()
 """
@@ -41,19 +43,22 @@ class Served:
 
 
 @contextmanager
-def mlx_lm_server(directory: Path) -> Iterator[Served]:
+def mlx_lm_server(directory: Path, *, adapter: Path | None = None) -> Iterator[Served]:
     """`mlx_lm.server` on a model directory; it is always asked for the model it was started with."""
     port = free_port()
     command = [sys.executable, "-m", "mlx_lm", "server", "--model", str(directory), "--port", str(port)]
+    command += ["--adapter-path", str(adapter)] if adapter else []
     with _running(command, port=port, ready="/v1/models") as url:
         yield Served(url, "default_model")
 
 
 @contextmanager
-def xllamacpp_server(gguf: Path, *, context: int = 512, threads: int = 1) -> Iterator[Served]:
-    """llama.cpp's server as the xllamacpp wheel has it."""
+def xllamacpp_server(
+    gguf: Path, *, context: int = 512, threads: int = 1, key: str = "", template: str = ""
+) -> Iterator[Served]:
+    """llama.cpp's server as the xllamacpp wheel has it; `template` takes the place of the file's own."""
     port = free_port()
-    command = [sys.executable, "-c", XLLAMACPP, str(gguf), str(port), str(context), str(threads)]
+    command = [sys.executable, "-c", XLLAMACPP, str(gguf), str(port), str(context), str(threads), key, template]
     with _running(command, port=port, ready="/health") as url:
         yield Served(url, "tiny")
 
