@@ -5,6 +5,7 @@ A run that was interrupted goes on where it stopped, as long as suite, model and
 
 import hashlib
 import json
+import re
 from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
@@ -24,6 +25,7 @@ from punie_training.score import mark, paths, places
 from punie_training.suite import Case
 from punie_training.tasks import Step
 
+_LINES = re.compile(r":\d+(?:-\d+)?$")
 CHANGING = frozenset({"edit", "write", "command"})
 Progress = Callable[[int, int, "Outcome"], None]
 
@@ -202,6 +204,6 @@ def _written(ended: TurnEnded) -> frozenset[str]:
 
 def invented(said: str, studio: Studio, *, written: Collection[str] = ()) -> int:
     """Count the paths the model wrote itself that the project does not have and no call has made."""
-    cited = {place.rpartition(":")[0] for place in places(said)} | paths(said)
+    cited = {_LINES.sub("", path) for path in places(said) | paths(said)}
     known = {*studio.oracle.files, *written}
     return sum(not any(f == path or f.endswith(f"/{path}") for f in known) for path in cited if "/" in path)
