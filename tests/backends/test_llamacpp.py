@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 import threading
+import time
 from itertools import takewhile
 from pathlib import Path
 from typing import Annotated, Literal
@@ -15,12 +16,21 @@ from tests.backends import tiny
 
 from punie.backends._engine import CallGrammar, Piece
 from punie.backends._llamacpp_server import at_once
+from punie.backends._local import call_grammar
 from punie.backends._merge import Adapter, merge
-from punie.backends._weights import ensure_base, ensure_tokenizer, shipped_template, silent
+from punie.backends._weights import (
+    embedded_files,
+    ensure_base,
+    ensure_tokenizer,
+    shipped_adapter,
+    shipped_template,
+    silent,
+)
 from punie.backends.llamacpp import LlamaCpp
-from punie.config import EngineOptions
+from punie.config import TOOL_NAMES, EngineOptions
 from punie.errors import ContextTooLong, ModelError, WeightsDamaged, WeightsMissing
-from punie.wire import Message, Wire
+from punie.tools import toolset
+from punie.wire import Message, View, Wire, call, declarations
 
 PROMPT = tuple(range(3, 40))
 
@@ -355,3 +365,47 @@ def test_the_weights_say_the_same_in_eight_bits(weights_cache, tmp_path):
         answers.append(text(pieces(engine, prompt)))
         engine.close()
     assert answers == ["The capital of France is Paris."] * 2
+
+
+@pytest.fixture(scope="module")
+def embedded(weights_cache):
+    return embedded_files(weights_cache, adapter=shipped_adapter())
+
+
+def test_the_embedded_model_says_the_same_with_grammar_and_guessing(embedded):
+    tools = [tool.tool_def for tool in toolset(TOOL_NAMES).tools.values()]
+    chat = Wire.load(embedded.tokenizer, template=embedded.template, view=View())
+    found = "3 definitions of App\na.py:1 class App\nb.py:2 class App\nsrc/c.py:3 class App"
+    asked = [Message("user", "Where is App defined?")]
+    looked = [*asked, Message("assistant", "", (call("find_symbol", {"name": "App"}),)), Message("tool", found)]
+    said: dict[bool, list[str]] = {True: [], False: []}
+    for helped in said:
+        options = EngineOptions(speculation=helped)
+        engine = LlamaCpp(embedded.weights, context_window=2048, threads=1, options=options)
+        grammar = call_grammar(chat.source, tools) if helped else None
+        for conversation in (asked, looked):
+            prompt = chat.prompt(conversation, declarations(tools))
+            said[helped].append(text(pieces(engine, prompt=prompt, max_tokens=60, grammar=grammar)))
+        engine.close()
+    assert said[True] == said[False]
+    if shipped_adapter():
+        assert said[True][0] == call("find_symbol", {"name": "App"}).render()
+
+
+def test_a_prompt_that_is_no_longer_wanted_is_put_down_within_a_second(embedded):
+    engine = LlamaCpp(embedded.weights, context_window=8192)
+    event, ended = threading.Event(), {}
+
+    def read() -> None:
+        found = pieces(engine, prompt=[7, 8, 9, 10, 11] * 1500, cancelled=event)
+        ended["at"], ended["finish"] = time.monotonic(), found[-1].finish
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    time.sleep(0.3)  # some of the 7,500 tokens have been read by then, by far not all
+    cancelled = time.monotonic()
+    event.set()
+    reader.join()
+    engine.close()
+    assert ended["finish"] == "cancelled"
+    assert ended["at"] - cancelled < 1

@@ -26,7 +26,7 @@ _MOST_AT_ONCE = 256
 _LEAST_AT_ONCE = 32
 _BYTES_AT_ONCE = 15_000_000_000
 """Bytes of weights times tokens that a core works off in half a second, measured with SmolLM2-135M on x86-64."""
-_NGRAM, _GUESSED = 8, 16
+_NGRAM, _GUESSED = 12, 8
 """Tokens that must have come before for what followed to be guessed, and how many of those are guessed."""
 _SAVING_SECONDS = 60.0
 _DIGEST_BYTES = 32
