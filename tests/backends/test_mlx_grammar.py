@@ -4,7 +4,7 @@ import json
 
 import pytest
 from llguidance import LLMatcher, LLTokenizer
-from tests.backends import tiny
+from tests.backends import families, tiny
 from tests.backends.test_mlx import an_opening, model_directory, open_engine, pieces, text
 
 from punie import tools, wire
@@ -22,6 +22,8 @@ SCHEMA = {
     "type": "object",
 }
 READ = ("read", json.dumps(SCHEMA))
+
+CALL = wire.call("read", {"path": "src/a b.py"}).render()
 
 
 def live_tools() -> tuple[tuple[str, str], ...]:
@@ -109,6 +111,17 @@ def test_a_token_that_holds_more_than_the_opening(guide_for, tokenizer):
     guide = guide_for(CallGrammar((READ,), opening=" t"))
     assert follow(guide, tokenizer, " t ") == ""
     assert guide.active
+
+
+def test_a_closing_that_is_one_token(tmp_path):
+    """As in Qwen's tokenizers, where the tags are no control tokens but not ordinary text either."""
+    said = f"I look.\n{CALL}"
+    tokenizer = families.write_tokenizer(tmp_path / "tokenizer.json", texts=[said] * 3)
+    assert len(tokenizer.encode("</tool_call>").ids) == 1
+    grammars = Grammars(tokenizer, end=frozenset(), width=tokenizer.get_vocab_size())
+    guide = grammars.guide(CallGrammar((READ,)))
+    assert follow(guide, tokenizer, f"{said}\n{CALL}<|im_end|>") == ""
+    assert follow(guide, tokenizer, f"\n{CALL[:-12]}<|im_end|>") == "<|im_end|>"
 
 
 def test_forced_text_is_known(guide_for, tokenizer):

@@ -42,7 +42,8 @@ class Grammars:
         vocabulary = self._vocabulary = self._vocabulary or self._read()
         matcher = self._matchers.get(grammar)
         if matcher is None:
-            matcher = self._matchers[grammar] = _compiled(grammar, vocabulary)
+            closing = self._tokenizer.token_to_id(grammar.closing)
+            matcher = self._matchers[grammar] = _compiled(grammar, vocabulary, closing_token=closing)
         return Guide(matcher, vocabulary, tokenizer=self._tokenizer, opening=grammar.opening, width=self._width)
 
     def _read(self) -> "LLTokenizer":
@@ -112,36 +113,40 @@ class Guide:
         self.active = self._matcher.try_consume_tokens(tokens) == len(tokens)
 
 
-def _compiled(grammar: CallGrammar, vocabulary: "LLTokenizer") -> "LLMatcher":
+def _compiled(grammar: CallGrammar, vocabulary: "LLTokenizer", *, closing_token: int | None) -> "LLMatcher":
     from llguidance import LLMatcher
+
+    def text_of(tools: Sequence[tuple[str, str]]) -> str:
+        return lark(replace(grammar, tools=tuple(tools)), closing_token=closing_token)
 
     def is_readable(text: str) -> bool:
         return not LLMatcher.validate_grammar_with_warnings(text, vocabulary)[0]
 
-    text = lark(grammar)
+    text = text_of(grammar.tools)
     if not is_readable(text):
         # One strange schema must not cost the other tools their grammar.
-        tools = tuple(t if is_readable(lark(replace(grammar, tools=(t,)))) else (t[0], "{}") for t in grammar.tools)
-        text = lark(replace(grammar, tools=tools))
+        text = text_of([tool if is_readable(text_of([tool])) else (tool[0], "{}") for tool in grammar.tools])
     return LLMatcher(vocabulary, text, log_level=0)
 
 
 # --- text of a grammar ---------------------------------------------------------------------------------------------
 
 
-def lark(grammar: CallGrammar) -> str:
+def lark(grammar: CallGrammar, *, closing_token: int | None = None) -> str:
     """What may stand behind the opening, in llguidance's dialect of Lark.
 
     One object with `name` and `arguments` as the chat template writes it, then the closing. The arguments come in any
-    order, each at most once, the required ones always.
+    order, each at most once, the required ones always. `closing_token`: the closing, where it is a token of its own;
+    such tokens have no text for llguidance.
     """
-    return "\n".join(_rules(grammar))
+    return "\n".join(_rules(grammar, closing_token))
 
 
-def _rules(grammar: CallGrammar) -> Iterator[str]:
+def _rules(grammar: CallGrammar, closing_token: int | None) -> Iterator[str]:
     calls = " | ".join(f"call{i}" for i in range(len(grammar.tools)))
     yield "%llguidance {}"
-    yield f"start: GAP ({calls}) GAP {_text(grammar.closing)} GAP"
+    yield f"start: GAP ({calls}) GAP closing GAP"
+    yield f"closing: {_text(grammar.closing)}" + (f" | <[{closing_token}]>" if closing_token is not None else "")
     yield r"GAP: /[ \t\r\n]{0,4}/"
     for i, (name, schema) in enumerate(grammar.tools):
         yield f"call{i}: {_text(_beginning(name))} arguments{i} {_text('}')}"

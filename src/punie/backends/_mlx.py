@@ -58,10 +58,7 @@ def require() -> None:
 
 
 def _require_compiler() -> None:
-    """Do without compiled functions where the C++ compiler that MLX found cannot compile.
-
-    Without any compiler MLX does so by itself.
-    """
+    """Do without compiled functions where the C++ compiler does not work. Where there is none MLX does so by itself."""
     try:
         mx.eval(nn.silu(mx.array([0.5])))
     except RuntimeError:

@@ -55,6 +55,7 @@ def _from_directory(path: Path) -> Any:
 
 
 def _adapt(model: Any, adapter: Path) -> None:
+    from mlx_lm.models.switch_layers import QuantizedSwitchLinear
     from mlx_lm.tuner.utils import load_adapters
 
     try:
@@ -67,7 +68,8 @@ def _adapt(model: Any, adapter: Path) -> None:
     model.load_weights(adapted, strict=False)
     layers = [(name, m) for name, m in model.named_modules() if hasattr(m, "fuse") and hasattr(m, "linear")]
     # Quantising the sum again would wipe out a part of the adapter: on quantised weights it stays beside them.
-    exact = [(name, m.fuse()) for name, m in layers if not isinstance(m.linear, nn.QuantizedLinear)]
+    quantised = nn.QuantizedLinear, QuantizedSwitchLinear
+    exact = [(name, m.fuse()) for name, m in layers if not isinstance(m.linear, quantised)]
     model.update_modules(tree_unflatten(exact))
 
 
