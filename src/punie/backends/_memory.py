@@ -99,11 +99,15 @@ def plan_for(
     alone. Raises WeightsMissing or WeightsDamaged (also for files that are cut off).
     """
     weights, shape, bits = _directory(path) if path.is_dir() else _gguf(path)
+    scratch = _scratch(shape, batch=batch)
+    if path.is_dir() and sys.platform != "darwin":
+        # On a CPU MLX writes out how much every token of the batch looks at every other one.
+        scratch += batch * context * shape.heads * 4
     per_token = shape.kv_heads * (shape.key_size + shape.value_size) * bits / 8
     plan = Plan(
         weights + _adapter_bytes(adapter),
         cache=int(per_token * context),
-        scratch=_scratch(shape, batch=batch),
+        scratch=scratch,
         context=context,
         cache_per_token=per_token,
         shape=shape,

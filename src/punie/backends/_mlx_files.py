@@ -130,6 +130,11 @@ def _from_hub(name: str) -> Path:
     try:
         return Path(snapshot_download(name, allow_patterns=list(_WANTED)))
     except LocalEntryNotFoundError as error:
-        raise NetworkRefused(f"{name} is not here and the model hub cannot be reached.") from error
+        raise NetworkRefused(
+            f"{name} is not here and the model hub cannot be reached.", "Check the connection and ask again."
+        ) from error
     except HfHubHTTPError as error:
-        raise WeightsMissing(f"The model hub has no {name} for you: {error.response.status_code}.") from error
+        status = error.response.status_code
+        raise WeightsMissing(
+            f"The model hub has no {name} for you: {status}.", "Check the name after `mlx:`."
+        ) from error
