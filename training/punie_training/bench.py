@@ -73,27 +73,33 @@ class Turn:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measure, print, and write `bench.json` if asked to."""
-    options = _options(argv)
+    """Measure, print, and write `bench.json` if asked to. `backends` as the first word compares the backends."""
+    given = sys.argv[1:] if argv is None else argv
+    if given[:1] == ["backends"]:
+        from punie_training import bench_backends  # it builds on this module
+
+        return bench_backends.main(given[1:])
+    options = options_of(given, prog="just bench", about="Time the standard query on this machine.")
     figures: dict[str, Figure] = {}
-    root = _project(options.project, cache_dir=options.cache)
-    _say(f"{_machine()}\nquery: {QUERY!r} on {root.name}, {options.runs} runs\n")
+    root = project_of(options.project, cache_dir=options.cache)
+    say(f"{machine()}\nquery: {QUERY!r} on {root.name}, {options.runs} runs\n")
     for name in ("llamacpp", "mlx") if find_spec("mlx") else ("llamacpp",):
         runs = options.runs if name == "llamacpp" else max(3, options.runs // 4)
         figures |= asyncio.run(engine_figures(name, root=root, runs=runs, cache_dir=options.cache))
     figures |= process_figures(root, runs=max(3, options.runs // 2))
     for name, figure in figures.items():
-        _say(f"{name:<44}{figure}")
+        say(f"{name:<44}{figure}")
     ratio = figures["punie --help"].median / figures["python -c pass"].median
-    _say(f"\npunie --help is {ratio:.1f} times a bare Python; the seed's Claude Code figure is {CLAUDE_CODE_S} s.")
+    say(f"\npunie --help is {ratio:.1f} times a bare Python; the seed's Claude Code figure is {CLAUDE_CODE_S} s.")
     if options.out:
-        record = {"machine": _machine(), "query": QUERY, "figures": {k: asdict(v) for k, v in figures.items()}}
+        record = {"machine": machine(), "query": QUERY, "figures": {k: asdict(v) for k, v in figures.items()}}
         options.out.write_text(json.dumps(record, indent=2) + "\n", "utf-8")
     return 0
 
 
-def _options(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="just bench", description="Time the standard query on this machine.")
+def options_of(argv: Sequence[str], *, prog: str, about: str) -> argparse.Namespace:
+    """Runs, project, cache and where the figures go."""
+    parser = argparse.ArgumentParser(prog=prog, description=about)
     parser.add_argument("--runs", type=int, default=20, help="warm runs of the query")
     parser.add_argument("--project", type=Path, help="a directory instead of the pinned public project")
     parser.add_argument("--cache", type=Path, default=default_cache_dir(), help=argparse.SUPPRESS)
@@ -101,7 +107,8 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def _project(given: Path | None, *, cache_dir: Path) -> Path:
+def project_of(given: Path | None, *, cache_dir: Path) -> Path:
+    """The given directory, or the pinned public project."""
     if given:
         return given
     known = [p for p in corpora.manifest() if p.split == "test"]
@@ -198,7 +205,8 @@ def _seconds(command: Sequence[str]) -> float:
     return time.perf_counter() - started
 
 
-def _machine() -> str:
+def machine() -> str:
+    """What the figures belong to."""
     packages = ", ".join(f"{name} {version(name)}" for name in ("punie", "xllamacpp", "pydantic-ai-slim"))
     return f"{platform.system()} {platform.machine()}, {_cores()} cores, Python {platform.python_version()}, {packages}"
 
@@ -209,7 +217,8 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _say(text: str) -> None:
+def say(text: str) -> None:
+    """Print one line."""
     sys.stdout.write(text + "\n")
 
 

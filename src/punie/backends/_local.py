@@ -158,10 +158,12 @@ class LocalModel(Model[None]):
         prompt = loaded.wire.prompt(wire.conversation(messages), _declarations(parameters))
         return RequestUsage(input_tokens=len(prompt))
 
-    async def continue_tokens(self, prompt: Sequence[int], *, max_tokens: int) -> AsyncIterator[Piece]:
+    async def continue_tokens(
+        self, prompt: Sequence[int], *, max_tokens: int, speculate: bool = False
+    ) -> AsyncIterator[Piece]:
         """Continue token ids greedily with nothing around them: what the engine alone does, for benchmarks."""
         loaded = await self.loaded()
-        generation = self._runtime.generate(loaded, Job(tuple(prompt), max_tokens=max_tokens))
+        generation = self._runtime.generate(loaded, Job(tuple(prompt), max_tokens=max_tokens, speculate=speculate))
         async for piece in generation.pieces():
             yield piece
 
