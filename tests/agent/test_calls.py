@@ -75,7 +75,7 @@ def test_everything_else_is_shown_in_the_end(text: str, size: int):
 
 
 def test_prose_and_other_code_are_shown_at_once():
-    text = "Code:\n```python\nx = 1\n```\nDone."
+    text = "Code:\n```python\nx = 1\n```\n[1] A note, `a < b` and a [link](x).\nDone."
     assert shown(text)[0] == text
 
 

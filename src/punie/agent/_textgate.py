@@ -11,10 +11,11 @@ _TAGS = (
     r"<tool_call>|<tools>|<function|<invoke |<start_function_call>|<minimax:|<[|\uff5c]|</s>"
     r"|\[TOOL_CALLS\]|\bfunctools\["
 )
-_LINES = r"^[ \t]*[\[{]|^Action:"
+_LINES = r"^[ \t]*(?:\{|\[\s*(?:\{|\w{0,24}\Z))|^Action:"
 _FENCE = r"^[ \t]*```(?:json5?|tool_\w+|tool|xml|python|py)?[ \t]*(?:\n\s*(?:[\[{<]|\w{0,24}\Z)|\Z)"
 _BEGINNINGS = r"<[|\uff5c]?[\w=:]{0,20}\Z|\[[A-Z_]{0,11}\Z|^[ \t]*`{1,3}\w*\Z"
 """What may still become one of the others."""
+_FENCES = re.compile(r"^[ \t]*```", re.MULTILINE)
 
 
 @dataclass
@@ -28,8 +29,7 @@ class TextGate:
     def feed(self, delta: str) -> str:
         """What can be shown now."""
         self._text += delta
-        opening = self._opening.search(self._text, self._shown)
-        end = opening.start() if opening else self._line_that_may_be_python()
+        end = self._held_from()
         shown, self._shown = self._text[self._shown : end], end
         return shown
 
@@ -39,6 +39,16 @@ class TextGate:
         if reply.broken and not reply.calls:
             return ""
         return reply.text[self._shown :] if reply.text.startswith(self._text[: self._shown].rstrip()) else ""
+
+    def _held_from(self) -> int:
+        """Where what may be a call begins, else the end of the text. A fence that closes another opens nothing."""
+        at = self._shown
+        while opening := self._opening.search(self._text, at):
+            fence = opening[0].lstrip().startswith("```")
+            if not fence or len(_FENCES.findall(self._text[: opening.start()])) % 2 == 0:
+                return opening.start()
+            at = opening.start() + opening[0].index("```") + 3
+        return self._line_that_may_be_python()
 
     @cached_property
     def _opening(self) -> "re.Pattern[str]":
