@@ -5,6 +5,7 @@ from pydantic import ValidationError
 
 from punie.config import AgentConfig, Limits, Resolved, load_settings, setting_keys, user_config_file
 from punie.errors import ConfigError
+from punie.local_models import EngineOptions
 
 
 class Setup:
@@ -67,6 +68,25 @@ def test_one_limit_leaves_the_others_as_they_are(setup: Setup):
     setup.user("[limits]\nmax_turns = 3\n")
     resolved = setup.load(PUNIE_LIMITS__MAX_TOOL_CALLS="5")
     assert resolved.settings.limits == Limits(max_turns=3, max_tool_calls=5)
+
+
+def test_engine_options_come_from_file_and_environment(setup: Setup):
+    setup.user("[engine]\ncontext = 4096\n")
+    resolved = setup.load(PUNIE_ENGINE__KV_BITS="8")
+    assert resolved.settings.agent_config().engine == EngineOptions(context=4096, kv_bits=8)
+    assert resolved.sources["engine.context"] == f"{setup.user_file}:2"
+    assert resolved.sources["engine.kv_bits"] == "PUNIE_ENGINE__KV_BITS"
+    assert "engine.kv_bits" in setup.refusal(PUNIE_ENGINE__KV_BITS="5")
+    setup.project("[engine]\nmemory_gb = 64\n")
+    assert "a project cannot set 'engine.memory_gb'" in setup.refusal()
+
+
+def test_a_models_table_reaches_the_agent_with_its_place(setup: Setup):
+    setup.user('seed = 3\n["models"."my.model"]\nbase = "qwen3-coder-30b"\nengine = { kv_bits = 4 }\n')
+    resolved = setup.load()
+    (model,) = resolved.settings.agent_config().models.items()
+    assert (model[0], model[1].base, model[1].engine.kv_bits) == ("my.model", "qwen3-coder-30b", 4)
+    assert resolved.sources["models"] == f"{setup.user_file}:2"
 
 
 @pytest.mark.parametrize("text", ["read_file, search", '["read_file", "search"]'])
