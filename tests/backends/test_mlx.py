@@ -174,6 +174,19 @@ def test_what_does_not_fit_and_what_is_no_token(engine):
         pieces(engine, prompt=[10**6])
 
 
+def test_memory_that_cannot_be_had_ends_one_answer_only(engine, monkeypatch):
+    whole = text(pieces(engine))
+
+    def refuse() -> None:
+        raise RuntimeError("[malloc] Unable to allocate 99 bytes.")
+
+    monkeypatch.setattr(engine._cache, "quantise", refuse)
+    with pytest.raises(ModelError, match="Unable to allocate"):
+        pieces(engine, prompt=(*PROMPT, 90, 91))
+    monkeypatch.undo()
+    assert text(pieces(engine)) == whole
+
+
 def test_a_closed_engine_says_so(engine):
     engine.close()
     with pytest.raises(ModelError, match="closed"):

@@ -55,7 +55,7 @@ class PromptCache:
 
     def settle(self, tokens: Sequence[int]) -> None:
         """Note which tokens the cache holds: the first ones of these; what was read beyond them is cut off."""
-        if not all(hasattr(layer, "offset") for layer in self.layers):
+        if not self.layers or not all(hasattr(layer, "offset") for layer in self.layers):
             self.clear()  # a kind of cache that cannot be cut back
             return
         surplus = self.offset - len(tokens)

@@ -94,6 +94,9 @@ class Mlx:
                 yield Piece(delta, token_count=1)
             else:
                 finish = "cancelled" if cancelled.is_set() else "length"
+        except RuntimeError as error:  # whatever MLX raises, also where memory runs out
+            self._cache.clear()
+            raise ModelError(f"MLX failed: {error}", "A smaller engine.context needs less memory.") from error
         finally:
             tokens.close()
             self._cache.settle((*prompt, *said))
