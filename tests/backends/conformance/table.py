@@ -11,10 +11,10 @@ HEAD = """\
 
 Written by `just conformance` from the outcome of the tests in `tests/backends/conformance`; do not edit.
 
-Every ✓ is a test that passed, named `test_CASE[BACKEND]`. A number stands for something that the backend cannot have
-and leads to the reason. The engines and servers run weights that were built to say certain texts and calls, and in the
-last row the embedded model; the services are played byte for byte on the loopback address, in the form that each of
-them documents.
+Every ✓ is a test that passed, named `test_CASE[BACKEND]`; a ? is one that was not run. A number stands for something
+that the backend cannot have and leads to the reason. The engines and servers run weights that were built to say certain
+texts and calls, and in the last row the embedded model; the services are played byte for byte on the loopback address,
+in the form that each of them documents.
 """
 MARKS: Mapping[str, str] = {"passed": "✓", "failed": "✗"}
 Outcomes = Mapping[tuple[str, str], str]
@@ -51,5 +51,5 @@ def _cell(outcomes: Outcomes, name: str, case: str, reasons: list[str]) -> str:
 
 
 def all_passed() -> Outcomes:
-    """What a page says that may be published."""
+    """How the suite has to come out."""
     return {(name, case): "passed" for name in BACKENDS for case in CASES if (name, case) not in LACKS}
