@@ -296,6 +296,8 @@ def test_what_is_no_secret(text: str):
         ("", "rows.jsonl:1: the file holds no row"),
         ("\n\n", "rows.jsonl:1: the file holds no row"),
         ('[{"id": "a"},\n {"id": }]', "rows.jsonl:2: not valid JSON"),
+        ("[" * 1000 + "\n", "rows.jsonl:1: not"),
+        ('{"a":' * 100_000, "rows.jsonl:1: not valid JSON"),
     ],
 )
 def test_a_file_that_cannot_be_read_is_named_with_its_line(content: str, said_so: str, tmp_path: Path, base: Path):

@@ -1,16 +1,21 @@
 """Public tool-calling sets in the three common formats, in the words of their own authors."""
 
+import copy
 import io
 import json
+import random
 import tracemalloc
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.backends import tiny
 
 from punie import wire
 from punie.backends import _weights
-from punie.errors import UsageError
+from punie.errors import PunieError, UsageError
 from punie_training import cli, examples
 from punie_training.check import Settings, check
 from punie_training.rows import Row, declarations, read
@@ -254,10 +259,66 @@ def test_a_set_that_cannot_be_used_leaves_what_was_there(text: str, said: str, t
     assert not target.with_suffix(".part").exists()
 
 
+def test_a_set_is_not_written_over_itself(tmp_path: Path):
+    source = tmp_path / "set.jsonl"
+    source.write_text(json.dumps(openai()) + "\n")
+    with pytest.raises(UsageError, match="the set itself"):
+        convert(source, source)
+    assert json.loads(source.read_text()) == openai()
+
+
+def test_a_place_that_cannot_be_written(tmp_path: Path):
+    source = tmp_path / "set.jsonl"
+    source.write_text(json.dumps(openai()) + "\n")
+    with pytest.raises(PunieError, match="cannot be written"):
+        convert(source, source / "rows.jsonl")
+
+
+ODD = (
+    *(None, True, 0, -1.5, "", "\ud800", [], {}, [[]], [None], {"name": []}, {"a": {"b": 1}}, "<functioncall> {"),
+    *("<tool_call>", '```json\n{"name": 1}', {"properties": 5}, {"properties": [1], "required": [[]]}, {"type": [[]]}),
+)
+
+
+def places(value: object, path: tuple = ()) -> Iterator[tuple]:
+    """Every place in a JSON value."""
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, inner in items:
+        yield (*path, key)
+        yield from places(inner, (*path, key))
+
+
+def spoilt(value: dict, rng: random.Random) -> dict:
+    """The value with something odd in one or two places."""
+    value = copy.deepcopy(value)
+    for _ in range(rng.randint(1, 2)):
+        *path, last = rng.choice(list(places(value)) or [("x",)])
+        inner: Any = value
+        for key in path:
+            inner = inner[key]
+        inner[last] = copy.deepcopy(rng.choice(ODD))
+    return value
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_spoilt_records_end_in_a_finding_or_a_reason(seed: int, tmp_path: Path):
+    rng = random.Random(seed)
+    base = tiny.write_gguf(tmp_path / "tiny.gguf")
+    sound = [*FORMATS.values(), {"id": "a", "family": "f", "project": "p", "messages": TALK, "tools": [DECLARED]}]
+    source = tmp_path / "set.jsonl"
+    source.write_text("".join(json.dumps(spoilt(rng.choice(sound), rng)) + "\n" for _ in range(60)))
+    assert check(source, Settings(base=base, max_tokens=9000)).findings
+    for wanted in ("glaive", "sharegpt", "openai"):
+        with suppress(UsageError):
+            summary = convert(source, tmp_path / "rows.jsonl", Wanted(wanted))
+            assert summary.kept + summary.rejected.total() == summary.read == 60
+            assert not check(tmp_path / "rows.jsonl", Settings(base=base, max_tokens=9000)).errors
+
+
 def test_a_large_array_is_streamed(tmp_path: Path):
     source, target = tmp_path / "set.json", tmp_path / "rows.jsonl"
     padding = "x" * 20_000
-    records = [broken(m3={"content": f"{n} {padding}"}) for n in range(300)]
+    records = [broken(m3={"content": f"{n} {padding}"}) for n in range(80)]
     source.write_text(json.dumps(records, indent=1))
     del records
     convert(source, tmp_path / "warm.jsonl", Wanted(limit=1))
@@ -265,7 +326,7 @@ def test_a_large_array_is_streamed(tmp_path: Path):
     summary = convert(source, target, stream=io.StringIO())
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert summary.kept == 300
+    assert summary.kept == 80
     assert peak < source.stat().st_size / 3
 
 

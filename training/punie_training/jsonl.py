@@ -46,7 +46,7 @@ def _lines(file: TextIO, path: Path) -> Iterator[tuple[int, object]]:
         if line.strip():
             try:
                 yield number, json.loads(line)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise _corrupt(path, number, error) from error
 
 
@@ -62,6 +62,8 @@ def _array(file: TextIO, path: Path) -> Iterator[tuple[int, object]]:
             return
         try:
             value, end = _DECODER.raw_decode(text)
+        except RecursionError as error:
+            raise _corrupt(path, number, error) from error
         except ValueError as error:
             more = file.read(max(_CHUNK, len(text)))
             if not more:
@@ -72,5 +74,5 @@ def _array(file: TextIO, path: Path) -> Iterator[tuple[int, object]]:
         number, text = number + text[:end].count("\n"), text[end:]
 
 
-def _corrupt(path: Path, number: int, error: ValueError) -> UsageError:
+def _corrupt(path: Path, number: int, error: ValueError | RecursionError) -> UsageError:
     return UsageError(f"{path}:{number}: not valid JSON: {error}.", "Mend or delete that line.")

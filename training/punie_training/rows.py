@@ -1,11 +1,12 @@
 """The rows of a data file: one conversation a line, with the tools that are on offer in it."""
 
+import json
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator, model_validator
 
 from punie import tools, wire
 from punie.config import AgentConfig
@@ -34,6 +35,13 @@ class Function(BaseModel):
     name: str
     description: str = ""
     parameters: Mapping[str, Any]
+
+    @field_validator("parameters")
+    @classmethod
+    def _can_be_rendered(cls, value: Mapping[str, Any]) -> Mapping[str, Any]:
+        if not isinstance(value.get("properties", {}), Mapping) or not isinstance(value.get("required", []), list):
+            raise ValueError("`properties` is no object or `required` is no list")
+        return value
 
 
 class Declaration(BaseModel):
@@ -69,6 +77,14 @@ class Row(BaseModel):
     messages: tuple[Turn, ...]
     tools: tuple[Declaration, ...] | None = None
     """The tools on offer in this conversation; None means Punie's own."""
+
+    @model_validator(mode="after")
+    def _can_be_encoded(self) -> Self:
+        """Half a surrogate pair is valid JSON but no text; encoding it raises a ValueError."""
+        declared = [tool.model_dump() for tool in self.tools or ()]
+        texts = (*(turn.plain().text for turn in self.messages), json.dumps(declared, ensure_ascii=False))
+        "".join(texts).encode("utf-8")
+        return self
 
     def offered(self) -> tuple[dict[str, Any], ...]:
         """The tools as the chat template gets them."""

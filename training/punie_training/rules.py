@@ -48,7 +48,7 @@ class Subject:
     @cached_property
     def said(self) -> tuple[Said, ...]:
         """The turns, read with patience."""
-        return transcript(self.record, {name: tuple(p.get("properties") or ()) for name, p in self.tools.items()})
+        return transcript(self.record, {name: schema.names(parameters) for name, parameters in self.tools.items()})
 
     @property
     def questions(self) -> tuple[str, ...]:
@@ -74,11 +74,16 @@ def wrong_form(subject: Subject) -> Found:
         return
     if "conversations" in subject.record or {"chat", "sample"} & subject.record.keys():
         yield "a row of another project's format"
-    elif any("tool_calls" in m for m in subject.record.get("messages") or () if isinstance(m, Mapping)):
+    elif any("tool_calls" in message for message in _messages(subject.record)):
         yield "a row with OpenAI's `tool_calls`"
     else:
         first = subject.row.errors()[0]
         yield f"`{'.'.join(map(str, first['loc']))}`: {first['msg']}"
+
+
+def _messages(record: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    messages = record.get("messages")
+    return [m for m in messages if isinstance(m, Mapping)] if isinstance(messages, list) else []
 
 
 def wrong_key(subject: Subject) -> Found:

@@ -17,12 +17,18 @@ _OTHER_NAMES = {"dict": "object", "str": "string", "int": "integer", "float": "n
 """Public sets write Python's names of types now and then."""
 
 
+def names(parameters: Schema) -> tuple[str, ...]:
+    """The names of the parameters, in order."""
+    properties = parameters.get("properties")
+    return tuple(map(str, properties)) if isinstance(properties, Mapping) else ()
+
+
 def faults(arguments: Mapping[str, object], parameters: Schema) -> Iterator[str]:
     """Describe what does not fit. Keywords other than properties, required, type, enum and anyOf are not looked at."""
     properties = parameters.get("properties")
     properties = properties if isinstance(properties, Mapping) else {}
     required = parameters.get("required")
-    for name in required if isinstance(required, list) else []:
+    for name in map(str, required) if isinstance(required, list) else ():
         if name not in arguments:
             yield f"`{name}` is missing"
     for name, value in arguments.items():

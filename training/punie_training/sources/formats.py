@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from punie import wire
-from punie_training import jsonl
+from punie_training import jsonl, schema
 
 
 class Unusable(Exception):  # noqa: N818 - says what the record is
@@ -246,7 +246,7 @@ def declaration(tool: Mapping[str, Any]) -> dict[str, Any]:
 
 def _parameters(tools: tuple[Mapping[str, Any], ...]) -> wire.Parameters:
     declared = [declaration(tool)["function"] for tool in tools]
-    return {spec["name"]: tuple(spec["parameters"].get("properties") or ()) for spec in declared}
+    return {spec["name"]: schema.names(spec["parameters"]) for spec in declared}
 
 
 def _system(text: str) -> tuple[wire.Message, ...]:

@@ -6,12 +6,13 @@ import re
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TextIO
 
 from punie import wire
-from punie.errors import UsageError
+from punie.errors import PunieError, UsageError
 from punie_training import jsonl, rules
 from punie_training.rows import declarations
 from punie_training.sources.formats import READERS, Talk, Unusable, declaration
@@ -74,18 +75,23 @@ def convert(source: Path, target: Path, wanted: Wanted | None = None, *, stream:
     """
     wanted = wanted or Wanted()
     summary = Summary(source, licence=wanted.licence)
-    target.parent.mkdir(parents=True, exist_ok=True)
+    if source.exists() and target.exists() and source.samefile(target):
+        raise UsageError(f"{target} is the set itself.", "Name another file with --out.")
     scratch = target.with_suffix(".part")
     try:
+        target.parent.mkdir(parents=True, exist_ok=True)
         with scratch.open("w", encoding="utf-8") as out:
             for row in _rows(summary, wanted, stream):
                 out.write(json.dumps(row, ensure_ascii=False) + "\n")
         if not summary.kept:
             raise UsageError(f"No row of {source} can be used.", "\n".join(summary.render().splitlines()[1:3]))
         scratch.replace(target)
+        target.with_suffix(".card.json").write_text(json.dumps(summary.card(), indent=2) + "\n", "utf-8")
+    except OSError as error:
+        raise PunieError(f"{target} cannot be written: {error.strerror}.", "What was there is unchanged.") from error
     finally:
-        scratch.unlink(missing_ok=True)
-    target.with_suffix(".card.json").write_text(json.dumps(summary.card(), indent=2) + "\n", "utf-8")
+        with suppress(OSError):  # it is not there when all went well
+            scratch.unlink()
     return summary
 
 
