@@ -69,8 +69,8 @@ async def test_an_answer_that_is_too_short_is_no_measurement(tmp_path):
 
 
 def test_no_question_begins_like_another():
-    first, second = (bench_backends.question(number)[0].parts[0] for number in (1, 2))
-    assert str(first.content)[:12] != str(second.content)[:12]
+    beginnings = {repr(bench_backends.question(number)[0].parts[0])[:40] for number in (1, 2)}
+    assert len(beginnings) == 2
 
 
 async def test_the_whole_query_is_timed_and_must_be_answered(tmp_path, workspace):
