@@ -1,7 +1,10 @@
 import asyncio
+import gc
 import ssl
+import threading
 from collections.abc import Iterator
 from contextlib import AsyncExitStack
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import ClassVar
 
@@ -236,6 +239,43 @@ async def test_a_proxy_of_the_environment_is_used_but_not_for_this_machine(monke
             near = await http.post(f"{server.url}/v1/x", json={})
     assert (far.json(), near.json()) == ({"by": "proxy"}, {"by": "server"})
     assert proxy.asked[0].path == "http://models.example/v1/x"
+
+
+class KeepAlive(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["content-length"]))
+        self.send_response(200)
+        self.send_header("content-type", "application/json")
+        self.send_header("content-length", "2")
+        self.end_headers()
+        self.wfile.write(b"{}")
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the name is given
+        del format, args
+
+
+@pytest.mark.filterwarnings("ignore")  # a connection of a closed event loop cannot be closed any more
+@pytest.mark.parametrize("local", [True, False])
+def test_a_client_outlives_the_event_loop_it_was_used_on(local: bool):
+    server = ThreadingHTTPServer(("127.0.0.1", 0), KeepAlive)
+    server.daemon_threads = True
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    http = Client(local=local, key_name="K", patience=QUICK)
+
+    async def ask(*, last: bool) -> object:
+        answer = await http.post(f"http://127.0.0.1:{server.server_address[1]}/v1/x", json={})
+        if last:
+            await http.aclose()
+        return answer.json()
+
+    assert [asyncio.run(ask(last=last)) for last in (False, True)] == [{}, {}]
+    server.shutdown()
+    server.server_close()
+    thread.join()
+    gc.collect()  # here, where the warnings about it are not wanted
 
 
 @pytest.mark.parametrize("header", [{"authorization": "Bearer sk-secret-1"}, {"x-api-key": "sk-secret-1"}])

@@ -60,6 +60,30 @@ class Dialect(Protocol):
         ...
 
 
+class _Connections(httpx2.AsyncBaseTransport):
+    """Connections of the running event loop: one that `asyncio.run` closed takes its connections with it."""
+
+    def __init__(self, *, local: bool) -> None:
+        self._local = local
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._client: httpx2.AsyncClient | None = None
+
+    async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
+        """Send through a client, for it finds the proxies and certificates of the environment."""
+        loop = asyncio.get_running_loop()
+        if self._client is None or self._loop is not loop:
+            # To this machine a new connection costs nothing, and none is left open behind a program's back.
+            kept = 0 if self._local else 10
+            limits = httpx2.Limits(max_keepalive_connections=kept)
+            self._client, self._loop = httpx2.AsyncClient(trust_env=not self._local, limits=limits), loop
+        return await self._client.send(request, stream=True, follow_redirects=False)
+
+    async def aclose(self) -> None:
+        """Close the connections."""
+        if self._client is not None:
+            await self._client.aclose()
+
+
 class Client(httpx2.AsyncClient):
     """An HTTP client that asks again while nothing of an answer was seen, and tells the user that it waits.
 
@@ -82,7 +106,7 @@ class Client(httpx2.AsyncClient):
         self._answered = False
         waits = self._patience
         timeout = httpx2.Timeout(waits.first_byte_s, connect=waits.connect_s, pool=waits.connect_s)
-        super().__init__(timeout=timeout, trust_env=not local, transport=transport)
+        super().__init__(timeout=timeout, trust_env=False, transport=transport or _Connections(local=local))
 
     async def send(
         self,
