@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from punie import wire
-from punie.wire import Message, Thoughts
+from punie.wire import Dialect, Message, Thoughts
 
 CORPUS = Path(__file__).parent / "agent" / "malformed"
 TOOLS = {
@@ -111,13 +111,13 @@ def test_a_value_keeps_its_line_breaks_and_spaces_in_xml():
     assert call.render("xml") == text
 
 
-def test_each_dialect_is_a_repair_in_the_other():
+@pytest.mark.parametrize(("own", "other"), [("json", "xml"), ("xml", "json")])
+def test_each_dialect_is_a_repair_in_the_other(own: Dialect, other: Dialect):
     call = wire.call("f", {"a": "x", "b": {"c": 1}})
-    for own, other in (("json", "xml"), ("xml", "json")):
-        (found,) = wire.parse(call.render(own), names=("f",), dialect=own).calls
-        assert (found.name, found.mended) == ("f", "")
-        (found,) = wire.parse(call.render(own), names=("f",), dialect=other).calls
-        assert found.mended
+    (found,) = wire.parse(call.render(own), names=("f",), dialect=own).calls
+    assert (found.name, found.mended) == ("f", "")
+    (found,) = wire.parse(call.render(own), names=("f",), dialect=other).calls
+    assert found.mended
 
 
 def test_a_turn_in_xml_stands_as_qwen_writes_it():
