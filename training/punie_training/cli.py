@@ -8,8 +8,7 @@ from pathlib import Path
 
 from punie.backends._weights import default_cache_dir
 from punie.errors import UsageError
-from punie_training import data_command
-from punie_training import adapter_command
+from punie_training import adapter_command, data_command
 
 HOME = Path("training")
 Command = Callable[[argparse.Namespace], int]
