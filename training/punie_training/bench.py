@@ -146,7 +146,7 @@ def local_model(engine: str, *, cache_dir: Path) -> LocalModel:
     from importlib import import_module
 
     backend = import_module(f"punie.backends.{engine}")
-    return backend.build_named(EMBEDDED, cache_dir=cache_dir, on_progress=lambda *_: None)
+    return backend.build_named(EMBEDDED, None, cache_dir=cache_dir, on_progress=lambda *_: None)
 
 
 async def one_turn(model: LocalModel, *, workspace: Workspace, config: AgentConfig) -> Turn:
