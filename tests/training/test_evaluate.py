@@ -98,6 +98,21 @@ async def test_a_run_goes_on_where_it_stopped(studio: Studio, cases: list[Case],
     assert not other[0].right
 
 
+async def test_no_case_changes_a_project_that_others_are_asked_about(
+    studio: Studio, cases: list[Case], tmp_path: Path
+) -> None:
+    async def reply(messages: list[ModelMessage], info: AgentInfo) -> AsyncIterator[str | DeltaToolCalls]:
+        if any(m.role == "tool" for m in conversation(messages)):
+            yield "Done."
+        else:
+            yield {0: DeltaToolCall("write_file", '{"path": "new.py", "content": "x"}', tool_call_id="w")}
+
+    outcomes = await _run(cases, studio, FunctionModel(stream_function=reply), tmp_path / "outcomes.jsonl")
+    assert all(o.used_tool for o in outcomes)
+    assert {o.family for o in outcomes if o.stop_reason == "done"} == {"edit", "write"}
+    assert not (studio.root / "new.py").exists()
+
+
 async def test_half_of_the_cases_are_in_held_out_wordings(cases: list[Case]) -> None:
     asked = [c for c in cases if not c.is_concept]
     assert sum(c.task.seen_wording for c in asked) == len(asked) / 2

@@ -15,7 +15,7 @@ from pydantic_ai.messages import ModelMessage
 from pydantic_ai.models import Model
 
 from punie.agent import TurnEnded, create_agent, run_turn
-from punie.agent.approval import approve_all
+from punie.agent.approval import approve_all, refuse
 from punie.config import AgentConfig
 from punie.tools import Workspace
 from punie.wire import conversation
@@ -118,7 +118,9 @@ def stored(store: Path, *, key: str) -> Mapping[str, Outcome]:
 async def run_case(case: Case, *, model: Model, config: AgentConfig, studio: Studio) -> Outcome:
     """Ask every question of the case in turn and mark the last answer."""
     async with _workspace(case, studio) as workspace:
-        agent = create_agent(config, model=model, approve=approve_all)
+        # Only those who work on a copy may change it: the projects themselves are what every later case is asked about.
+        approve = approve_all if case.task.family in CHANGING else refuse
+        agent = create_agent(config, model=model, approve=approve)
         history: Sequence[ModelMessage] = ()
         ended: TurnEnded | None = None
         for turn in case.task.turns:
