@@ -300,7 +300,7 @@ async def test_no_redirect_is_followed_with_the_key():
 
 
 def test_a_key_comes_from_the_environment_or_the_keyring():
-    keyring = pytest.importorskip("keyring")
+    import keyring
     from keyring.backend import KeyringBackend
 
     class Memory(KeyringBackend):

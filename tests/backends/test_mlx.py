@@ -338,7 +338,6 @@ async def test_an_agent_talks_to_it(directory):
 # --- real weights --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.skipif(_weights.shipped_adapter() is None, reason="no adapter is in this checkout")
 def test_mlx_and_llama_cpp_make_the_same_call(weights_cache):
     """Base and adapter in float32 here, merged at eight bits there."""
     from punie.backends.llamacpp import LlamaCpp

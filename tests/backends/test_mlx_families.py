@@ -133,10 +133,11 @@ def test_guesses_and_grammar_change_no_valid_call(made):
             assert text(pieces(engine, prompt=prompt, max_tokens=90, **asked)) == wanted
 
 
+@pytest.mark.parametrize(
+    "made", [f for f in FAMILIES if f.template is families.QWEN2], ids=lambda f: f.kind, indirect=True
+)
 def test_the_call_that_was_learnt_is_bent_to_another_schema(made):
-    """Where the model would write what is not allowed it writes what is."""
-    if made.wire().dialect != "json":
-        pytest.skip("calls of this family are not JSON")
+    """Where the model would write what is not allowed it writes what is. There is no grammar for calls in XML."""
     schema = {"properties": {"file": {"enum": ["x.py", "src/a b.py"]}}, "required": ["file"]}
     grammar = CallGrammar((("look", json.dumps(schema)), ("see", json.dumps(schema))))
     for speculate in (False, True):

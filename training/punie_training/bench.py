@@ -28,7 +28,7 @@ from punie.agent import TurnEnded, create_agent, run_turn
 from punie.backends._local import LocalModel
 from punie.backends._weights import default_cache_dir
 from punie.backends.catalogue import EMBEDDED
-from punie.config import AgentConfig
+from punie.config import AgentConfig, EngineOptions
 from punie.errors import PunieError
 from punie.tools import Workspace, toolset
 from punie.wire import conversation, declarations
@@ -141,12 +141,14 @@ async def engine_figures(engine: str, *, root: Path, runs: int, cache_dir: Path)
     }
 
 
-def local_model(engine: str, *, cache_dir: Path) -> LocalModel:
-    """The embedded model on the engine with this name."""
+def local_model(engine: str, *, cache_dir: Path, options: EngineOptions | None = None) -> LocalModel:
+    """The embedded model, with its adapter, on the engine with this name."""
     from importlib import import_module
 
     backend = import_module(f"punie.backends.{engine}")
-    return backend.build_named(EMBEDDED, None, cache_dir=cache_dir, on_progress=lambda *_: None)
+    return backend.build_named(
+        EMBEDDED, None, cache_dir=cache_dir, on_progress=lambda *_: None, options=options or EngineOptions()
+    )
 
 
 async def one_turn(model: LocalModel, *, workspace: Workspace, config: AgentConfig) -> Turn:
@@ -176,10 +178,10 @@ async def _declared(config: AgentConfig, workspace: Workspace) -> tuple[dict[str
 
 
 async def replay(model: LocalModel, generations: Sequence[tuple[Prompt, int]]) -> float:
-    """Seconds the engine alone takes for these prompts and numbers of tokens."""
+    """Seconds the engine alone, guessing ahead as in a query, takes for these prompts and numbers of tokens."""
     started = time.perf_counter()
     for prompt, tokens in generations:
-        async for _ in model.continue_tokens(prompt, max_tokens=tokens):
+        async for _ in model.continue_tokens(prompt, max_tokens=tokens, speculate=True):
             pass
     return time.perf_counter() - started
 

@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
-from importlib import import_module
 from pathlib import Path
 
 from pydantic_ai.direct import model_request_stream
@@ -21,12 +20,11 @@ from pydantic_ai.models import Model
 
 from punie.agent import TurnEnded, create_agent, run_turn
 from punie.backends._local import LocalModel
-from punie.backends.catalogue import EMBEDDED
 from punie.config import AgentConfig, EngineOptions
 from punie.errors import PunieError
 from punie.tools import Workspace
 from punie_training import bench_servers
-from punie_training.bench import QUERY, Figure, machine, options_of, project_of, say
+from punie_training.bench import QUERY, Figure, local_model, machine, options_of, project_of, say
 
 DECODED = 64
 """Tokens of one measured answer, at most."""
@@ -89,9 +87,8 @@ def backends(cache: Path) -> Iterator[tuple[str, Callable]]:
 @contextmanager
 def in_process(engine: str, cache: Path, options: EngineOptions | None = None) -> Iterator[LocalModel]:
     """The embedded model with its adapter on an engine; nothing on disk makes it look faster than it is."""
-    backend = import_module(f"punie.backends.{engine}")
     given = (options or EngineOptions()).model_copy(update={"prefix_cache": False})
-    model = backend.build_named(EMBEDDED, None, cache_dir=cache, on_progress=lambda *_: None, options=given)
+    model = local_model(engine, cache_dir=cache, options=given)
     yield model
     model.close()
 

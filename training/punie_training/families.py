@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from punie_training import family_changes, family_files, family_follow, family_symbols, family_twins
+from punie_training import family_changes, family_files, family_follow, family_search, family_symbols, family_twins
 from punie_training.tasks import Subject, Task, Turn
 
 Questions = Callable[[Subject], Iterator[Turn]]
@@ -38,24 +38,24 @@ class Family:
         return Task(self.name, subject.project, tuple(turns), seen_wording=not subject.voice.held_out)
 
 
-_S, _F, _C = family_symbols, family_files, family_changes
+_S, _F, _T, _C = family_symbols, family_files, family_search, family_changes
 
 FAMILIES: tuple[Family, ...] = (
     Family("subclasses", 0.08, (_S.subclasses,)),
     Family("definition", 0.08, (_S.definition,)),
     Family("references", 0.1, (_S.references,)),
-    Family("count", 0.08, (_S.count_subclasses, _S.count_references, _F.count_files, _F.count_matches, _F.line_count)),
+    Family("count", 0.08, (_S.count_subclasses, _S.count_references, _F.count_files, _T.count_matches, _F.line_count)),
     Family("signature", 0.12, (_S.arguments, _S.bases, _S.is_async, _S.decorators, _S.returns, _S.default)),
     Family("read", 0.1, (_F.read,)),
     Family("outline", 0.05, (_F.outline,)),
     Family("list_files", 0.09, (_F.list_files,)),
-    Family("search", 0.12, (_F.search,)),
+    Family("search", 0.12, (_T.search,)),
     Family("two_hop", 0.08, (_S.two_hop,)),
     Family("recovery", 0.045, (_F.recovery,)),
     Family(
         "empty",
         0.09,
-        (_S.no_subclasses, _S.no_definition, _S.no_references, _S.no_code, _F.no_file, _F.no_match, _F.no_import),
+        (_S.no_subclasses, _S.no_definition, _S.no_references, _S.no_code, _F.no_file, _T.no_match, _T.no_import),
     ),
     Family("command", 0.035, (_C.command, _C.known_command), changes=True),
     Family("edit", 0.045, (_C.edit,), changes=True),

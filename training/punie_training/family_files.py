@@ -1,9 +1,7 @@
-"""Questions about files and their text: read, outline, list, search; and what to do when a path is wrong."""
+"""Questions about files: read, outline, list; and what to do when a path is wrong."""
 
-import ast
 import re
-import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import PurePosixPath
 
 from punie_training.family_symbols import LONGEST_RESULT, MOST_ITEMS, numbered
@@ -35,11 +33,6 @@ KINDS = {
     "conftest.py": "conftest.py",
     "config": "*config*",
 }
-ABSENT_MODULES = (
-    *("numpy", "pandas", "django", "sqlalchemy", "redis", "boto3", "yaml"),
-    *("toml", "tkinter", "sqlite3", "smtplib", "curses", "telnetlib"),
-)
-NOTES = ("TODO", "FIXME", "XXX", "NOTE", "HACK")
 
 
 # --- read ----------------------------------------------------------------------------------------------------------
@@ -47,7 +40,7 @@ NOTES = ("TODO", "FIXME", "XXX", "NOTE", "HACK")
 
 def read(subject: Subject) -> Iterator[Turn]:
     """Show a file or a part of it."""
-    for path in subject.shuffled(_text_files(subject)):
+    for path in subject.shuffled(text_files(subject)):
         size = len(subject.oracle.lines(path))
         kind = subject.rng.choice(
             ("read_file", "read_file", "read_file", "read_range", "read_range", "read_line", "read_first")
@@ -83,13 +76,14 @@ def reading(path: str, *, start: int, end: int | None) -> str:
     return f"Line {start} of {path}" if start == end else f"Lines {start} to {end} of {path}"
 
 
-def _text_files(subject: Subject) -> list[str]:
+def text_files(subject: Subject) -> list[str]:
+    """Every file with text in it."""
     return [p for p in subject.oracle.files if subject.oracle.lines(p) and not p.endswith(".typed")]
 
 
 def line_count(subject: Subject) -> Iterator[Turn]:
     """How many lines a file has: the header of read_file says it."""
-    for path in subject.shuffled(_text_files(subject)):
+    for path in subject.shuffled(text_files(subject)):
         total = len(subject.oracle.lines(path))
         template, question = subject.voice.put("command_lines", p=path)
         step = Step("read_file", {"path": path, "start": 1, "end": 1})
@@ -115,7 +109,7 @@ def outline(subject: Subject) -> Iterator[Turn]:
 def recovery(subject: Subject) -> Iterator[Turn]:
     """Read a file by a wrong path: the tool names the nearest, the second call reads it."""
     names = [PurePosixPath(p).name for p in subject.oracle.files]
-    for path in subject.shuffled(_text_files(subject)):
+    for path in subject.shuffled(text_files(subject)):
         pure = PurePosixPath(path)
         if names.count(pure.name) > 1 or len(pure.parts) < 2 or len(subject.oracle.lines(path)) < 12:
             continue
@@ -246,162 +240,3 @@ def no_file(subject: Subject) -> Iterator[Turn]:
         if name not in taken:
             wording = subject.voice.put("find_file", f=name)
             yield _listed(subject, wording, name, head="", none=f"There is no file called {name}.")
-
-
-# --- search --------------------------------------------------------------------------------------------------------
-
-
-def search(subject: Subject) -> Iterator[Turn]:
-    """Where a text stands: messages, comments, imports, decorators, notes."""
-    streams = [_texts(subject), _texts(subject), _errors(subject), _imports(subject), _notes(subject), _marks(subject)]
-    while streams:
-        stream = subject.rng.choice(streams)
-        turn = next(stream, None)
-        if turn is None:
-            streams.remove(stream)
-        else:
-            yield turn
-
-
-def _texts(subject: Subject) -> Iterator[Turn]:
-    for path, line in _some_lines(subject):
-        text = _phrase_of(subject, line)
-        if not text:
-            continue
-        if subject.rng.random() < 0.3:
-            yield from searched(subject, "search_in", text, path=path)
-        else:
-            yield from searched(subject, "search", text)
-
-
-def _some_lines(subject: Subject) -> Iterator[tuple[str, str]]:
-    for path in subject.shuffled(_text_files(subject)):
-        lines = [line for line in subject.oracle.lines(path) if 12 < len(line.strip()) <= 120]
-        for line in subject.rng.sample(lines, min(2, len(lines))):
-            yield path, line.strip()
-
-
-def _phrase_of(subject: Subject, line: str) -> str:
-    """Return a few whole words of a line, or all of it."""
-    words = line.split(" ")
-    size = subject.rng.randint(1, 5)
-    first = subject.rng.randint(0, max(0, len(words) - size))
-    text = " ".join(words[first : first + size]).strip("\"',:;.()[]{}#*`\\ ")
-    return text if 5 <= len(text) <= 50 and '"' not in text and text.isprintable() and text.isascii() else ""
-
-
-def _errors(subject: Subject) -> Iterator[Turn]:
-    texts = [
-        text
-        for tree in subject.oracle.trees.values()
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Raise)
-        for text in _strings(node)
-    ]
-    for text in subject.shuffled(sorted(set(texts))):
-        yield from searched(subject, "search_error", text)
-
-
-def _strings(node: ast.AST) -> Iterator[str]:
-    for child in ast.walk(node):
-        if isinstance(child, ast.Constant) and isinstance(child.value, str):
-            text = child.value.strip()
-            if 8 <= len(text) <= 60 and " " in text and '"' not in text and text.isprintable() and text.isascii():
-                yield text
-
-
-def _imports(subject: Subject) -> Iterator[Turn]:
-    """Imports of a whole module, in both forms."""
-    imported: dict[str, set[str]] = {}
-    for path, tree in subject.oracle.trees.items():
-        for module, line in _imported_modules(tree):
-            imported.setdefault(module, set()).add(f"{path}:{line}")
-    for module in subject.shuffled(sorted(imported)):
-        pattern = f"(import|from) {module}"
-        if len(imported[module]) <= MOST_ITEMS and subject.oracle.matching(re.compile(pattern)) == imported[module]:
-            template, question = subject.voice.put("search_import", m=subject.voice.name(module))
-            expect = Expect("places", tuple(sorted(imported[module])))
-            step = Step("search", {"pattern": pattern})
-            yield Turn(template, question, (step,), with_result(f"{module} is imported here"), expect, module)
-
-
-def _imported_modules(tree: ast.Module) -> Iterator[tuple[str, int]]:
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            for alias in node.names:
-                yield alias.name.split(".")[0], node.lineno
-        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            yield node.module.split(".")[0], node.lineno
-
-
-def _notes(subject: Subject) -> Iterator[Turn]:
-    for note in subject.shuffled(NOTES):
-        yield from searched(subject, "search_todo", note)
-
-
-def _marks(subject: Subject) -> Iterator[Turn]:
-    marks = {m for d in subject.oracle.definitions for m in d.decorators if "(" not in m and len(m) <= 40}
-    for mark in subject.shuffled(sorted(marks)):
-        yield from searched(subject, "search_decorator", f"@{mark}", m=mark)
-
-
-def searched(subject: Subject, kind: str, text: str, *, path: str | None = None, m: str = "") -> Iterator[Turn]:
-    """Yield one search if reading the text as a pattern changes nothing."""
-    paths = (path,) if path else None
-    found = subject.oracle.matches(text, paths=paths)
-    if len(found) > MOST_ITEMS or not _means_itself(subject, text, paths):
-        return
-    template, question = subject.voice.put(kind, t=text, p=path or "", m=m)
-    step = Step("search", {"pattern": text, "glob": path} if path else {"pattern": text})
-    answer = with_result(matches(len(found), text)) if found else f"No line matches {text}."
-    expect = Expect("places", tuple(sorted(found))) if found else Expect("nothing")
-    yield Turn(template, question, (step,), answer, expect, text)
-
-
-def matches(total: int, text: str) -> str:
-    """Say how many lines match, as the tool's header does."""
-    return f"{several(total, 'match', 'matches')} for {text}"
-
-
-def _means_itself(subject: Subject, text: str, paths: Sequence[str] | None) -> bool:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")
-            pattern = re.compile(text)
-    except re.error:
-        return True
-    except FutureWarning:  # `[[` may mean something else one day
-        return False
-    chosen = tuple(paths) if paths else None
-    return subject.oracle.matching(pattern, paths=chosen) == subject.oracle.matches(text, paths=chosen)
-
-
-def count_matches(subject: Subject) -> Iterator[Turn]:
-    """How many lines hold a text."""
-    for _, line in _some_lines(subject):
-        text = _phrase_of(subject, line)
-        found = subject.oracle.matches(text) if text else frozenset()
-        if found and _means_itself(subject, text, None):
-            template, question = subject.voice.put("count_matches", t=text)
-            answer = f"{matches(len(found), text)}."
-            expect = Expect("count", total=len(found))
-            yield Turn(template, question, (Step("search", {"pattern": text}),), answer, expect, text)
-
-
-def no_match(subject: Subject) -> Iterator[Turn]:
-    """Texts that stand nowhere."""
-    verbs = ("cannot open", "failed to load", "missing", "unexpected", "please install", "deprecated:")
-    for name in subject.shuffled(subject.strangers):
-        text = subject.rng.choice((name, f"{subject.rng.choice(verbs)} {name}"))
-        if not subject.oracle.matches(text):
-            yield from searched(subject, subject.rng.choice(("search", "search_error")), text)
-
-
-def no_import(subject: Subject) -> Iterator[Turn]:
-    """Modules that nothing imports."""
-    for module in subject.shuffled(ABSENT_MODULES):
-        pattern = f"(import|from) {module}"
-        if not subject.oracle.matching(re.compile(pattern)):
-            template, question = subject.voice.put("search_import", m=subject.voice.name(module))
-            answer = f"{module} is not imported in this project."
-            yield Turn(template, question, (Step("search", {"pattern": pattern}),), answer, Expect("nothing"), module)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 
-from punie_training import family_files, family_symbols
+from punie_training import family_search, family_symbols
 from punie_training.tasks import Expect, Subject, Turn, with_result
 
 Pair = tuple[Turn, Turn]
@@ -24,7 +24,7 @@ def follow_up(subject: Subject) -> Iterator[Pair]:
 
 def _lists(subject: Subject) -> Iterator[Turn]:
     """First questions that are answered by a list of places, in turn from three families."""
-    families = (family_symbols.subclasses, family_symbols.references, family_files.search)
+    families = (family_symbols.subclasses, family_symbols.references, family_search.search)
     streams = [family(subject) for family in families]
     while streams:
         stream = subject.rng.choice(streams)

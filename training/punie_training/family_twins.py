@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
-from punie_training import family_files, family_symbols
+from punie_training import family_files, family_search, family_symbols
 from punie_training.sources.direct import Topic
 from punie_training.tasks import Subject, Turn
 
@@ -49,7 +49,7 @@ def _counterpart(subject: Subject, topic: Topic) -> Turn | None:
     if turn is None:
         return None
     if topic.tool_family == "search":
-        turn = next(family_files.searched(subject, "search", turn.subject), None)
+        turn = next(family_search.searched(subject, "search", turn.subject), None)
         if turn is None:
             return None
     name = subject.voice.name(turn.subject)

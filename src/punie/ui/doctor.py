@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from punie.backends import _files
+from punie.backends import _files, _keys
 from punie.backends import _weights as weights
 from punie.backends.catalogue import EMBEDDED, entry
 from punie.config import user_config_file
@@ -132,7 +132,7 @@ def _git() -> Finding:
 
 
 def _key(variable: str, service: str) -> Finding:
-    if os.environ.get(variable, "").strip():
+    if _keys.find(variable, os.environ):
         return Finding("ok", service, f"{variable} is set")
     return Finding("note", service, f"{variable} is not set; only needed for --model {service}")
 
