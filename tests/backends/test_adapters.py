@@ -9,6 +9,7 @@ from safetensors.numpy import load_file, save_file
 from tests.backends import mlx_directory, tiny
 
 from punie.backends import _adapters, _files
+from punie.backends._headers import Tensor
 from punie.backends._memory import plan_for
 from punie.backends._mlx_files import directory_files
 from punie.backends._weights import gguf_files, shipped_adapter, shipped_template
@@ -95,6 +96,16 @@ def test_four_bit_weights_are_measured_by_their_scales(adapter, tmp_path, tiny_g
     config = json.loads((directory / "config.json").read_text())
     (directory / "config.json").write_text(json.dumps({**config, "quantization": {"group_size": 32, "bits": 4}}))
     _adapters.refuse_other_base(adapter, directory)
+
+
+@pytest.mark.parametrize("rows", [64, 96])
+def test_layers_with_a_group_size_of_their_own_are_measured_too(rows):
+    """As mlx-lm reads them: 4 bits in groups of 32 beside 8 bits in groups of 64."""
+    four = {"q.weight": Tensor((rows, 8), "U32", 0), "q.scales": Tensor((rows, 2), "F16", 0)}
+    eight = {"q.weight": Tensor((rows, 16), "U32", 0), "q.scales": Tensor((rows, 1), "F16", 0)}
+    for tensors in (four, eight):
+        assert (64, rows) in _adapters._linear("q", tensors)
+        assert (96, rows) not in _adapters._linear("q", tensors)
 
 
 def test_layers_of_experts_are_left_to_the_library(adapter, tmp_path, tiny_gguf):

@@ -19,6 +19,7 @@ def grammar(**schemas: dict) -> CallGrammar:
         ("<tool_call>", True),
         ("Let me look.\n<tool_call>", True),
         ("Let me look.\n<tool_call>\n", True),
+        ("Let me look.\n  <tool_call>", True),
         ('<tool_call>\n{"', True),
         ("Calls are written <tool_call>", False),
         ("`<tool_call>", False),

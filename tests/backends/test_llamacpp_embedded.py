@@ -55,7 +55,7 @@ def test_the_embedded_model_says_the_same_with_grammar_and_guessing(embedded):
     for helped in said:
         options = EngineOptions(speculation=helped)
         engine = LlamaCpp(embedded.weights, context_window=2048, threads=1, options=options)
-        grammar = call_grammar(chat.source, tools) if helped else None
+        grammar = call_grammar(chat.dialect, tools) if helped else None
         for conversation in (asked, looked):
             prompt = chat.prompt(conversation, declarations(tools))
             said[helped].append(text(pieces(engine, prompt=prompt, max_tokens=60, grammar=grammar)))

@@ -4,7 +4,8 @@ from tests.stubs import Answer, StubServer, openai_chunks, serving
 
 from punie.agent import TurnEnded, create_agent, run_turn
 from punie.agent.events import Text
-from punie.backends.openai import build, is_loopback
+from punie.backends._refusals import is_loopback
+from punie.backends.openai import build
 from punie.config import AgentConfig
 from punie.errors import ConfigError
 from punie.tools import Workspace

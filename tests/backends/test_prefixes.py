@@ -96,7 +96,7 @@ def test_weights_adapters_and_bits_tell_caches_apart(tmp_path):
     weights.write_text("weights")
 
     def place(**options) -> str:
-        found = prefixes_of(tmp_path, weights, options=EngineOptions(**options), engine="e")
+        found = prefixes_of(tmp_path, weights, options=EngineOptions(**options), engine="e", bytes_per_token=1)
         return found.path("talk").name if found else ""
 
     exact, quantised = place(), place(kv_bits=8)

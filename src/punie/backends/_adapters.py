@@ -1,8 +1,7 @@
 """Whether an adapter belongs to the model it is loaded on: read from configuration, manifest and headers alone."""
 
 import hashlib
-import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +17,8 @@ MANIFEST, TEMPLATE = "manifest.json", "chat_template.jinja"
 _AGAIN = "Copy the adapter once more from where it was trained."
 _SHOWN = 12
 """Hexadecimal digits of a hash that are shown."""
+_GROUPS, _BITS = (32, 64, 128), frozenset({2, 3, 4, 5, 6, 8})
+"""Of MLX's quantised layers."""
 _QUICKLY_HASHED = 1 << 28
 """Bytes that are hashed in a fraction of a second; larger weights are known by name and shape."""
 
@@ -132,9 +133,10 @@ def refuse_other_base(adapter: Path, weights: Path) -> None:
     shapes = _shapes(weights)
     for name, changed in layers.items():
         found = shapes.get(name)
-        if found is not None and found != changed.shape:
-            raise _misfit(adapter, manifest, weights, f"changes {name} of shape {changed.shape}, the model has {found}")
-        if found is None and shapes and not changed.of_experts:
+        if found and changed.shape not in found:
+            why = f"changes {name} of shape {changed.shape}, the model has {found[0]}"
+            raise _misfit(adapter, manifest, weights, why)
+        if not found and shapes and not changed.of_experts:
             raise _misfit(adapter, manifest, weights, f"changes {name}, which the model does not have")
 
 
@@ -237,33 +239,28 @@ def _misfit(adapter: Path, manifest: Manifest, weights: Path, why: str) -> Confi
     )
 
 
-def _shapes(weights: Path) -> Mapping[str, tuple[int, int]]:
-    """(in, out) of every matrix, by Hugging Face name."""
+def _shapes(weights: Path) -> Mapping[str, Sequence[tuple[int, int]]]:
+    """What (in, out) of every matrix can be, by Hugging Face name: packed weights leave a choice."""
     if not weights.is_dir():
         from punie.backends._gguf import hf_name  # it imports numpy, which is needed only when an adapter is new
 
         tensors = gguf_header(weights).tensors
         found = {hf_name(name).removesuffix(".weight"): tensor.shape for name, tensor in tensors.items()}
-        return {name: (shape[0], shape[1]) for name, shape in found.items() if name and len(shape) == 2}
+        return {name: [(shape[0], shape[1])] for name, shape in found.items() if name and len(shape) == 2}
     tensors = {
         n: t for file in sorted(weights.glob("model*.safetensors")) for n, t in safetensors_tensors(file).items()
     }
-    group = _group_size(weights / "config.json")
     names = {name.removesuffix(".weight") for name, tensor in tensors.items() if len(tensor.shape) == 2}
-    return {name: _linear(name, tensors, group=group) for name in names if f"{name}.weight" in tensors}
+    return {name: _linear(name, tensors) for name in names if f"{name}.weight" in tensors}
 
 
-def _linear(name: str, tensors: Mapping[str, Tensor], *, group: int) -> tuple[int, int]:
-    shape, scales = tensors[f"{name}.weight"].shape, tensors.get(f"{name}.scales")
-    return (scales.shape[1] * group if scales else shape[1], shape[0])
-
-
-def _group_size(config: Path) -> int:
-    try:
-        found = json.loads(config.read_bytes())["quantization"]["group_size"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return 64
-    return found if isinstance(found, int) else 64
+def _linear(name: str, tensors: Mapping[str, Tensor]) -> Sequence[tuple[int, int]]:
+    """Of packed weights every shape that MLX's group sizes and bits allow: layers may each have their own."""
+    (out, width), scales = tensors[f"{name}.weight"].shape, tensors.get(f"{name}.scales")
+    if scales is None:
+        return [(width, out)]
+    sizes = (scales.shape[1] * group for group in _GROUPS)
+    return [(size, out) for size in sizes if (32 * width) % size == 0 and 32 * width // size in _BITS]
 
 
 def _reason(error: Exception) -> str:

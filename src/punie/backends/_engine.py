@@ -38,6 +38,10 @@ class Piece:
     decode_s: float = 0.0
 
 
+LINE_START = r"(?:^|\n)[ \t]*"
+"""Where a call can begin, as a regular expression."""
+
+
 @dataclass(frozen=True)
 class CallGrammar:
     """The tool calls a model may write: `opening`, one JSON call of one of the tools, `closing`; any prose before.

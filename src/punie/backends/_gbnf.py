@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from typing import Any
 
-from punie.backends._engine import CallGrammar
+from punie.backends._engine import LINE_START, CallGrammar
 
 _ANY_ORDER = 5
 """Properties whose every order is allowed; it takes a rule for each subset of them."""
@@ -53,7 +53,7 @@ def trigger(grammar: CallGrammar) -> str:
     In the middle of a line it is prose about calls. What the last token brings along beyond the opening must be
     something the grammar accepts, or llama.cpp gives up.
     """
-    return f'(?:^|\\n)({re.escape(grammar.opening)}{_GAP}(?:\\{{"?)?)$'
+    return f'{LINE_START}({re.escape(grammar.opening)}{_GAP}(?:\\{{"?)?)$'
 
 
 class _Rules:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from punie.backends._engine import CallGrammar
+from punie.backends._engine import LINE_START, CallGrammar
 from punie.errors import EngineMissing
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ class Guide:
         self._vocabulary = vocabulary
         self._tokenizer = tokenizer
         # In the middle of a line it is prose about calls, not a call.
-        self._opening = re.compile(rf"(?:^|\n)[ \t]*{re.escape(opening)}")
+        self._opening = re.compile(LINE_START + re.escape(opening))
         self._width = width
         self.active = False
         """Whether a call has been begun and not ended: only then is anything forbidden."""

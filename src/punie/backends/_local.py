@@ -206,7 +206,7 @@ class LocalModel(Model[None]):
         return Job(
             loaded.wire.prompt(conversation, declared),
             max_tokens=1,
-            grammar=call_grammar(loaded.wire.source, tools) if self._options.grammar else None,
+            grammar=call_grammar(loaded.wire.dialect, tools) if self._options.grammar else None,
             speculate=self._options.speculation,
             conversation=conversation_key(loaded.wire, conversation, declared) if loaded.prefixes else "",
         )
@@ -217,9 +217,9 @@ class LocalModel(Model[None]):
         return seconds
 
 
-def call_grammar(template: str, tools: Sequence[ToolDefinition]) -> CallGrammar | None:
+def call_grammar(dialect: wire.Dialect, tools: Sequence[ToolDefinition]) -> CallGrammar | None:
     """What calls of these tools look like; None where the template teaches the model another dialect than JSON."""
-    if not tools or "<function=" in template:
+    if not tools or dialect != "json":
         return None
     return CallGrammar(tuple((tool.name, json.dumps(tool.parameters_json_schema)) for tool in tools))
 

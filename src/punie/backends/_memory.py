@@ -16,6 +16,8 @@ from punie.backends.catalogue import entries
 from punie.config import EngineOptions
 from punie.errors import NotEnoughMemory, WeightsDamaged, WeightsMissing
 
+LARGEST_WINDOW = 32_768
+"""Tokens of context at most: the cache for 200,000 tokens of a large model would not fit most machines."""
 BATCH = 256
 """Prompt tokens both engines read at once."""
 _KEPT_FREE = 0.05
@@ -90,7 +92,6 @@ def plan_for(
     kv_bits: int | None = None,
     adapter: Path | None = None,
     quantise_after: int = 0,
-    batch: int = BATCH,
 ) -> Plan:
     """Plan for an MLX directory or a GGUF file (the first one of a split file), reading headers only.
 
@@ -99,10 +100,10 @@ def plan_for(
     alone. Raises WeightsMissing or WeightsDamaged (also for files that are cut off).
     """
     weights, shape, bits = _directory(path) if path.is_dir() else _gguf(path)
-    scratch = _scratch(shape, batch=batch)
+    scratch = _scratch(shape)
     if path.is_dir() and sys.platform != "darwin":
         # On a CPU MLX writes out how much every token of the batch looks at every other one.
-        scratch += batch * context * shape.heads * 4
+        scratch += BATCH * context * shape.heads * 4
     per_token = shape.kv_heads * (shape.key_size + shape.value_size) * bits / 8
     plan = Plan(
         weights + _adapter_bytes(adapter),
@@ -127,7 +128,12 @@ def require(path: Path, *, context: int, options: EngineOptions, adapter: Path |
     """
     after = options.kv_quantize_after
     plan = plan_for(path, context=context, kv_bits=options.kv_bits, adapter=adapter, quantise_after=after)
-    refuse_if_too_big(plan, available_bytes(options.memory_gb), name=name or path.name)
+    available, title = available_bytes(options.memory_gb), name or path.name
+    draft = Path(options.draft).expanduser() if options.draft else None
+    if draft and draft.exists():  # the engine says so when it does not
+        available -= plan_for(draft, context=context).total
+        title = f"{title} beside its draft model"
+    refuse_if_too_big(plan, available, name=title)
     return plan
 
 
@@ -169,9 +175,9 @@ def in_gb(size: int) -> str:
     return f"{size / 1e9:.1f} GB" if size >= 50_000_000 else f"{size / 1e6:.1f} MB"
 
 
-def _scratch(shape: Shape, *, batch: int) -> int:
+def _scratch(shape: Shape) -> int:
     """One batch in float32: the hidden states and their copies, the feed-forward part, the scores of every token."""
-    return batch * 4 * (8 * shape.hidden + 3 * shape.inner + shape.vocabulary)
+    return BATCH * 4 * (8 * shape.hidden + 3 * shape.inner + shape.vocabulary)
 
 
 def _adapter_bytes(adapter: Path | None) -> int:

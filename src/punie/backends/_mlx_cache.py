@@ -1,15 +1,14 @@
 """The attention cache of one conversation in MLX: cut back to what two prompts share, quantised, saved and restored."""
 
-import os
 import zlib
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from mlx.utils import tree_flatten, tree_unflatten
 
+from punie.backends import _files
 from punie.backends._mlx import mx
 
 _GROUPS = (64, 32)
@@ -113,7 +112,12 @@ class PromptCache:
             "bits": ",".join(f"{_bits(layer)}/{getattr(layer, 'group_size', 0)}" for layer in self.layers),
             "sum": str(_checksum(arrays)),
         }
-        return len(self.tokens) if _write(arrays, described, path) else 0
+        try:
+            with _files.replacing(path) as part, part.open("wb") as file:
+                mx.save_safetensors(cast("Any", file), arrays, described)
+        except (OSError, RuntimeError):
+            return 0  # a full disk costs time later, nothing else
+        return len(self.tokens)
 
     def restore(self, path: Path) -> int:
         """See `Engine.restore`. What cannot be used leaves the cache as it was."""
@@ -153,20 +157,6 @@ def fingerprint(model: Any) -> str:
         found.update(f"{name}{weight.shape}{weight.dtype}".encode())
         found.update(_bytes(weight.reshape(-1)[:_SAMPLE]))
     return found.hexdigest()
-
-
-def _write(arrays: dict[str, mx.array], described: dict[str, str], path: Path) -> bool:
-    """Write the whole file or nothing; whether that worked. A full disk costs time later, nothing else."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.safetensors")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        mx.save_safetensors(str(part), arrays, described)
-        part.replace(path)
-    except (OSError, RuntimeError):
-        with suppress(OSError):
-            part.unlink(missing_ok=True)
-        return False
-    return True
 
 
 def _is_plain(layers: Sequence[Any]) -> bool:

@@ -5,10 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from punie.backends import _mlx_model
+from punie.backends._memory import BATCH
 from punie.backends._mlx import mx
 from punie.backends._mlx_cache import PromptCache
-
-_BATCH = 256
 
 
 class DraftModel:
@@ -30,10 +29,10 @@ class DraftModel:
     def guess(self, count: int) -> Sequence[int]:
         """What this model would say, greedily."""
         unread = self._tokens[self._cache.reuse(self._tokens) :]
-        while len(unread) > _BATCH:
-            self._model(mx.array(unread[:_BATCH])[None], cache=self._cache.layers)
+        while len(unread) > BATCH:
+            self._model(mx.array(unread[:BATCH])[None], cache=self._cache.layers)
             mx.eval([layer.state for layer in self._cache.layers])
-            unread = unread[_BATCH:]
+            unread = unread[BATCH:]
         said = [self._next(mx.array(unread))]
         for _ in range(count - 1):
             said.append(self._next(said[-1]))

@@ -12,12 +12,11 @@ from typing import Any
 import numpy as np
 
 from punie.backends._grammar import Guide
+from punie.backends._memory import BATCH
 from punie.backends._mlx import mx
 from punie.backends._mlx_cache import PromptCache
 from punie.backends._speculation import Drafter, Pace
 
-_BATCH = 256
-"""Prompt tokens between two looks at `cancelled`."""
 _NEARLY_EQUAL = {mx.float32: 1e-3, mx.float16: 0.05, mx.bfloat16: 0.25}
 """Differences of two logits that rounding may turn around, by the precision of the logits."""
 
@@ -69,7 +68,7 @@ class Steps:
 
     def _prefill(self, tokens: Sequence[int], cancelled: threading.Event) -> None:
         while tokens and not cancelled.is_set():
-            size = min(_BATCH, self._cache.room() or _BATCH)
+            size = min(BATCH, self._cache.room() or BATCH)
             self._read(mx.array(list(tokens[:size])))
             mx.eval([layer.state for layer in self._cache.layers])
             mx.clear_cache()

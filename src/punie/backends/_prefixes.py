@@ -85,7 +85,7 @@ class Prefixes:
 
 
 def prefixes_of(
-    cache_dir: Path, weights: Path, *, options: EngineOptions, engine: str, bytes_per_token: float = 0.0
+    cache_dir: Path, weights: Path, *, options: EngineOptions, engine: str, bytes_per_token: float
 ) -> Prefixes | None:
     """Where the caches of this file or directory of weights are kept, or None if the user wants none.
 

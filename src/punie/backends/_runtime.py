@@ -6,10 +6,15 @@ from collections.abc import AsyncIterator, Callable, Iterable
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
+from typing import TYPE_CHECKING
 
 from punie.backends._engine import CallGrammar, Engine, Loaded, Piece, Worker
 from punie.backends._prefixes import LONG_BEGINNING, LONG_CONVERSATION
 from punie.errors import ModelError
+from punie.local_models import EngineOptions
+
+if TYPE_CHECKING:
+    from punie.backends._local import LocalModel
 
 _CLOSING_SECONDS = 5.0
 
@@ -188,3 +193,22 @@ def _drain(engine: Engine, job: Job) -> bool:
     except ModelError:
         return False  # reading ahead only saves time; the request itself will say what is wrong
     return True
+
+
+def begin(
+    load: Callable[[], Loaded], *, name: str, context_window: int | None, compact: bool, options: EngineOptions
+) -> "LocalModel":
+    """A model whose weights are being loaded, on a thread of its own, from this moment on."""
+    worker = Worker(f"punie-{name}")
+    loading = worker.submit(load)
+    from punie.backends._local import LocalModel  # its import takes longer than the loading it runs beside
+
+    return LocalModel(
+        load,
+        name=name,
+        context_window=context_window,
+        compact=compact,
+        options=options,
+        worker=worker,
+        loading=loading,
+    )

@@ -8,13 +8,14 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import TYPE_CHECKING
 
-from punie.backends._engine import CallGrammar, Loaded, Piece, Worker
+from punie.backends._engine import CallGrammar, Loaded, Piece
 from punie.backends._files import Progress
 from punie.backends._gbnf import gbnf, trigger
 from punie.backends._llamacpp_events import Chunk, pieces
 from punie.backends._llamacpp_server import Server, start, version
-from punie.backends._memory import require
+from punie.backends._memory import LARGEST_WINDOW, require
 from punie.backends._prefixes import prefixes_of
+from punie.backends._runtime import begin
 from punie.backends._weights import ModelFiles, adapter_hash, embedded_files, gguf_files, shipped_adapter
 from punie.backends.catalogue import entry
 from punie.errors import ModelError
@@ -27,8 +28,6 @@ if TYPE_CHECKING:
 _DEFAULTS = EngineOptions()
 _PATTERN = 2
 """COMMON_GRAMMAR_TRIGGER_TYPE_PATTERN: a regular expression that is looked for in what was generated."""
-_LARGEST_WINDOW = 32_768
-"""Tokens of context at most: the cache for 200,000 tokens of a large model would not fit most machines."""
 
 
 class LlamaCpp:
@@ -177,26 +176,14 @@ def _model(
     context_window: int | None = None,
     compact: bool = False,
 ) -> "LocalModel":
-    worker = Worker(f"punie-{name}")
     load = partial(_load, files, cache_dir=cache_dir, compact=compact, options=options)
-    loading = worker.submit(load)
-    from punie.backends._local import LocalModel  # its import takes longer than the loading it runs beside
-
-    return LocalModel(
-        load,
-        name=name,
-        context_window=context_window,
-        compact=compact,
-        options=options,
-        worker=worker,
-        loading=loading,
-    )
+    return begin(load, name=name, context_window=context_window, compact=compact, options=options)
 
 
 def _load(files: Callable[[], ModelFiles], *, cache_dir: Path, compact: bool, options: EngineOptions) -> Loaded:
     started = time.monotonic()
     found = files()
-    context = min(found.context_window, options.context or _LARGEST_WINDOW)
+    context = min(found.context_window, options.context or LARGEST_WINDOW)
     plan = require(found.weights, context=context, options=options)
     wire = Wire.load(found.tokenizer, template=found.template, view=View() if compact else WHOLE)
     prefixes = prefixes_of(

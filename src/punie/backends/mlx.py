@@ -8,12 +8,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from punie.backends._engine import CallGrammar, Finish, Loaded, Piece, Worker
+from punie.backends._engine import CallGrammar, Finish, Loaded, Piece
 from punie.backends._files import Progress
 from punie.backends._grammar import Grammars
-from punie.backends._memory import require
+from punie.backends._memory import LARGEST_WINDOW, require
 from punie.backends._mlx_files import ModelFiles, directory_files, embedded_files
 from punie.backends._prefixes import prefixes_of
+from punie.backends._runtime import begin
 from punie.backends._speculation import Drafter, InTurn, Repeats
 from punie.backends._weights import adapter_hash, shipped_adapter
 from punie.backends.catalogue import entry
@@ -28,8 +29,6 @@ if TYPE_CHECKING:
     from punie.backends._mlx_generate import Steps
 
 _DEFAULTS = EngineOptions()
-_LARGEST_WINDOW = 32_768
-"""Tokens of context at most: the cache for 200,000 tokens of a large model would not fit most machines."""
 
 
 class Mlx:
@@ -242,20 +241,8 @@ def _model(
     context_window: int | None = None,
     compact: bool = False,
 ) -> "LocalModel":
-    worker = Worker(f"punie-{name}")
     load = partial(_load, files, adapter=adapter, cache_dir=cache_dir, options=options, compact=compact)
-    loading = worker.submit(load)
-    from punie.backends._local import LocalModel  # its import takes longer than the loading it runs beside
-
-    return LocalModel(
-        load,
-        name=name,
-        context_window=context_window,
-        compact=compact,
-        options=options,
-        worker=worker,
-        loading=loading,
-    )
+    return begin(load, name=name, context_window=context_window, compact=compact, options=options)
 
 
 def _load(
@@ -263,11 +250,11 @@ def _load(
 ) -> Loaded:
     started = time.monotonic()
     found = files()
-    context = min(found.context_window, options.context or _LARGEST_WINDOW)
+    context = min(found.context_window, options.context or LARGEST_WINDOW)
     template = found.template_with(adapter)
-    require(found.weights, context=context, options=options, adapter=adapter)
+    plan = require(found.weights, context=context, options=options, adapter=adapter)
     wire = Wire.load(found.tokenizer, template=template, view=View() if compact else WHOLE)
     engine = Mlx(found.weights, wire.tokenizer, context_window=context, end=found.end, adapter=adapter, options=options)
     kind = f"mlx {version('mlx')} {adapter_hash(adapter) if adapter else ''}"
-    prefixes = prefixes_of(cache_dir, found.weights, options=options, engine=kind)
+    prefixes = prefixes_of(cache_dir, found.weights, options=options, engine=kind, bytes_per_token=plan.cache_per_token)
     return Loaded(engine, wire, load_s=time.monotonic() - started, prefixes=prefixes)

@@ -26,7 +26,6 @@ from punie.errors import ConfigError, NetworkRefused
 
 KEY = "OPENAI_API_KEY"
 SERVICE = "https://api.openai.com/v1"
-is_loopback = _refusals.is_loopback
 
 
 def build(name: str, config: AgentConfig, *, env: Mapping[str, str] = os.environ, http: Client | None = None) -> "Chat":
@@ -40,7 +39,7 @@ def build(name: str, config: AgentConfig, *, env: Mapping[str, str] = os.environ
     parts = urlsplit(url)
     if parts.scheme not in {"http", "https"} or not parts.hostname:
         raise ConfigError(f"'{url}' is not a server address.", f"Write openai:{model}@http://HOST:PORT/v1.")
-    local = is_loopback(parts.hostname)
+    local = _refusals.is_loopback(parts.hostname)
     # The key must not travel where others can read it, and a proxy cannot reach this machine's own servers.
     key = _keys.find(KEY, env) if local or parts.scheme == "https" else ""
     return Server(model, url=url, key=key or _keys.NO_KEY, http=http or Client(local=local, key_name=KEY))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from punie.backends import _weights as weights
 from punie.backends import engine_for, split_adapter
-from punie.backends._memory import Plan, available_bytes, in_gb, plan_for, what_fits
+from punie.backends._memory import LARGEST_WINDOW, Plan, available_bytes, in_gb, plan_for, what_fits
 from punie.backends.catalogue import Entry, entry, known, split_name
 from punie.config import Settings
 from punie.errors import ModelError, UsageError, WeightsMissing
@@ -20,7 +20,6 @@ from punie.ui.options import Options
 from punie.ui.plain import totals
 
 _ALSO = "Also: mlx:PATH_OR_ID[+ADAPTER], gguf:PATH[+ADAPTER], claude[:MODEL], openai:MODEL[@URL]"
-_LARGEST_WINDOW = 32_768
 _DIALECTS = {
     "compact": "Punie's compact template, JSON in <tool_call>",
     "hermes": "Hermes, JSON in <tool_call>",
@@ -203,8 +202,8 @@ def _memory(model: Entry, settings: Settings) -> Iterator[tuple[str, str]]:
 
 
 def _plan(model: Entry, place: Path, *, options: EngineOptions) -> Plan:
-    seen = plan_for(place, context=1, adapter=model.adapter).shape.context or model.context_window or _LARGEST_WINDOW
-    context = min(seen, options.context or _LARGEST_WINDOW)
+    seen = plan_for(place, context=1, adapter=model.adapter).shape.context or model.context_window or LARGEST_WINDOW
+    context = min(seen, options.context or LARGEST_WINDOW)
     after = options.kv_quantize_after
     return plan_for(place, context=context, kv_bits=options.kv_bits, adapter=model.adapter, quantise_after=after)
 
