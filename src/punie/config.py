@@ -300,7 +300,8 @@ def _problem(error: ValidationError) -> str:
     first = error.errors()[0]
     inside = ".".join(str(part) for part in first["loc"][2:])
     if first["type"] == "extra_forbidden":
-        close = get_close_matches(inside, UserModel.model_fields, n=1)
+        names = (*UserModel.model_fields, *(f"engine.{name}" for name in EngineOptions.model_fields))
+        close = get_close_matches(inside, names, n=1)
         return f"there is no '{inside}'." + (f" Did you mean '{close[0]}'?" if close else "")
     said = first["msg"].removeprefix("Value error, ")
     return f"{inside}: {said}." if inside and not isinstance(first["loc"][-1], int) else f"{said}."

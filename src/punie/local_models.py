@@ -75,12 +75,6 @@ class ModelFacts(BaseModel):
     memory_bytes: Size = 0
     """That a machine needs to run it with some context."""
     context_window: Positive | None = None
-    dialect: Literal["compact", "hermes", "qwen3-coder"] | None = None
-    """How its template writes a tool call: JSON in <tool_call> (Hermes, compact), or tags in it (Qwen3-Coder)."""
-    end: tuple[NonEmpty, ...] = ()
-    """The tokens that end a turn, all of which an engine must stop at."""
-    end_ids: tuple[Size, ...] = ()
-    """Their numbers."""
     engines: tuple[EngineName, ...] = ("llamacpp", "mlx")
     note: str = ""
 

@@ -36,6 +36,7 @@ async def test_replay_gives_the_engine_the_same_prompts(tmp_path):
     model, engine = tiny.scripted_model(tmp_path, "one", "two")
     assert await bench.replay(model, [((1, 2), 3), ((4,), 5)]) > 0
     assert [request["prompt"] for request in engine.requests] == [(1, 2), (4,)]
+    assert all(request["speculate"] for request in engine.requests)
 
 
 async def test_a_query_without_an_answer_is_no_measurement(tmp_path, workspace):

@@ -185,9 +185,9 @@ def test_what_cannot_be_exported_is_refused(base: Path, adapter: Path, tmp_path:
         export(trained, to="gguf", base=base, out=tmp_path / "model.gguf")
     with pytest.raises(ConfigError, match="made from a GGUF file"):
         export(trained, to="gguf-lora", base=tmp_path, out=tmp_path / "x")
-    (adapter / "manifest.json").write_text('{"base": "0123456789abcdef"}')
+    (adapter / "manifest.json").write_text('{"base": "0123456789abcdef", "base_name": "x.gguf"}')
     for to in ("peft", "gguf-lora", "gguf", "mlx"):
-        with pytest.raises(ConfigError, match="was trained on 0123456789ab"):
+        with pytest.raises(ConfigError, match="was trained on weights 0123456789ab"):
             export(Trained.load(adapter), to=to, base=base, out=tmp_path / "x")
     assert not (tmp_path / "x").exists()
 

@@ -14,6 +14,7 @@ from punie.cli import main
 from punie.errors import ConfigError, ModelError, UsageError, WeightsDamaged
 from punie.wire import Example
 from punie_training.base import digest
+from punie_training.examples import renderer_for
 from punie_training.fuse import fuse, survival
 from punie_training.probes import probes
 from punie_training.trained import Trained
@@ -124,8 +125,8 @@ def test_an_adapter_of_another_base_or_rank_is_refused(base: Path, adapter: Path
             fuse(Trained.load(adapter), base=base, out=tmp_path / "out")
         assert not (tmp_path / "out").exists()
 
-    (adapter / "manifest.json").write_text('{"base": "0123456789abcdef"}')
-    refused("was trained on 0123456789ab, tiny.gguf is")
+    (adapter / "manifest.json").write_text('{"base": "0123456789abcdef", "base_name": "x.gguf"}')
+    refused("was trained on weights 0123456789ab, these are")
     (adapter / "manifest.json").unlink()
     factors = load_file(adapter / "adapters.safetensors")
     name = "model.layers.1.self_attn.q_proj.lora_"
@@ -133,7 +134,7 @@ def test_an_adapter_of_another_base_or_rank_is_refused(base: Path, adapter: Path
     refused(r"changes model\.layers\.1\.self_attn\.q_proj of shape \(99, 64\), the model has \(64, 64\)")
     deep = {f"model.layers.9.self_attn.q_proj.lora_{x}": factors[name + x] for x in "ab"}
     save_file({**factors, **deep}, adapter / "adapters.safetensors")
-    refused("no such layer")
+    refused("which the model does not have")
     wide = {name + "a": np.zeros((64, 3), np.float32), name + "b": np.zeros((3, 64), np.float32)}
     save_file({**factors, **wide}, adapter / "adapters.safetensors")
     refused("says rank 2, but model.layers.1.self_attn.q_proj has rank 3")
@@ -182,3 +183,16 @@ def test_the_command_prints_survival_and_agreement(
     assert " in 2 conversations (8 bits)" in printed
     assert main(["train", "fuse", str(adapter), *rest]) == 2
     assert "not empty" in capsys.readouterr().err
+
+
+def test_a_row_with_tools_of_its_own_is_probed_with_them(base: Path, tmp_path: Path) -> None:
+    said = [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "the"}]
+    schema = {"type": "object", "properties": {"city": {"type": "string"}}}
+    weather = {"type": "function", "function": {"name": "weather", "description": "Tell it.", "parameters": schema}}
+    row = {"id": "1", "family": "imported", "messages": said, "tools": [weather]}
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row))
+    template = "{% for t in tools %}{{ t.function.name }} {% endfor %}" + tiny.TEMPLATE
+    [found] = probes(base, template=template, data=tmp_path / "rows.jsonl")
+    text = renderer_for(base, template=template).tokenizer.decode(list(found.tokens), skip_special_tokens=False)
+    assert "weather" in text
+    assert "find_symbol" not in text

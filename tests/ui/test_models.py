@@ -122,6 +122,8 @@ def test_what_cannot_be_named(punie: Punie, arguments: tuple[str, ...], code: in
         ),
         ('[models.x]\ntitle = "a"\n', ":1: setting 'models.x' is wrong: it does not say where the weights are"),
         ('[models.x]\npath = "/a"\nengine = { kv_bits = 3 }\n', "engine.kv_bits"),
+        ('[models.x]\npath = "/a"\nengine = { contxt = 4 }\n', "Did you mean 'engine.context'?"),
+        ('[models.x]\npath = "/a"\ndialect = "hermes"\n', "there is no 'dialect'"),
         ('[models.x]\nbase = "qwen3-coder"\n', "local:qwen3-coder-30b"),
     ],
 )

@@ -20,6 +20,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from pydantic_ai.messages import ModelResponse
+from pydantic_ai.models import Model
 from pydantic_ai.models.test import TestModel
 from pydantic_ai.tools import RunContext
 from pydantic_ai.usage import RunUsage
@@ -151,7 +152,7 @@ def local_model(engine: str, *, cache_dir: Path, options: EngineOptions | None =
     )
 
 
-async def one_turn(model: LocalModel, *, workspace: Workspace, config: AgentConfig) -> Turn:
+async def asked(model: Model, *, workspace: Workspace, config: AgentConfig) -> TurnEnded:
     """Ask the query in a new conversation. Raises PunieError when it is not answered."""
     agent = create_agent(config, model=model)
     ended: TurnEnded | None = None
@@ -160,6 +161,12 @@ async def one_turn(model: LocalModel, *, workspace: Workspace, config: AgentConf
             ended = event
     if ended is None or ended.exit_code:
         raise PunieError(f"The query was not answered: {ended and ended.error}.")
+    return ended
+
+
+async def one_turn(model: LocalModel, *, workspace: Workspace, config: AgentConfig) -> Turn:
+    """Ask the query and keep what the engine was asked for."""
+    ended = await asked(model, workspace=workspace, config=config)
     tools = await _declared(config, workspace)
     loaded = await model.loaded()
     generations = tuple(

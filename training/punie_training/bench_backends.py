@@ -18,13 +18,12 @@ from pydantic_ai.direct import model_request_stream
 from pydantic_ai.messages import ModelMessage, ModelRequest, SystemPromptPart, UserPromptPart
 from pydantic_ai.models import Model
 
-from punie.agent import TurnEnded, create_agent, run_turn
 from punie.backends._local import LocalModel
 from punie.config import AgentConfig, EngineOptions
 from punie.errors import PunieError
 from punie.tools import Workspace
 from punie_training import bench_servers
-from punie_training.bench import QUERY, Figure, local_model, machine, options_of, project_of, say
+from punie_training.bench import QUERY, Figure, asked, local_model, machine, options_of, project_of, say
 
 DECODED = 64
 """Tokens of one measured answer, at most."""
@@ -142,12 +141,7 @@ async def probe(model: Model, messages: list[ModelMessage]) -> tuple[Probe, list
 
 async def whole_query(model: Model, *, workspace: Workspace, config: AgentConfig) -> float:
     """Seconds of the standard query in a new conversation. Raises PunieError when it is not answered."""
-    agent = create_agent(config, model=model)
-    events = [event async for event in run_turn(agent, QUERY, workspace=workspace, config=config)]
-    ended = events[-1]
-    if not isinstance(ended, TurnEnded) or ended.exit_code:
-        raise PunieError(f"The query was not answered: {getattr(ended, 'error', None)}.")
-    return ended.timing.total_s
+    return (await asked(model, workspace=workspace, config=config)).timing.total_s
 
 
 # --- one lever after the other ---------------------------------------------------------------------------------------

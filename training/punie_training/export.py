@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from punie.backends import _gguf, _merge
+from punie.backends._adapters import refuse_other_base
 from punie.backends._files import Progress, write_text
 from punie.backends._gguf import Heads
 from punie.backends._weights import silent
 from punie.errors import ConfigError, UsageError
-from punie_training.trained import Trained, filling, named_base, shapes, write_card
+from punie_training.trained import Trained, filling, named_base, write_card
 
 if TYPE_CHECKING:
     from gguf import GGUFReader, GGUFWriter
@@ -38,7 +39,7 @@ def export(trained: Trained, *, to: Form, base: Path, out: Path, on_progress: Pr
         return _to_mlx(trained, base, out)
     if to != "peft" and base.is_dir():
         raise ConfigError(f"{base} is an MLX directory; {to} is made from a GGUF file.", "Give one with --base.")
-    trained.refuse_other(base, shapes(base))
+    refuse_other_base(trained.directory, base)
     with filling(out) as part:
         if to == "peft":
             _write_peft(trained, part)

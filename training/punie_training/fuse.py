@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from punie.backends import _files, _gguf, _mlx_model
+from punie.backends._adapters import refuse_other_base
 
 from punie.backends._mlx import ON_GPU, mx, nn  # isort: skip
 from mlx.utils import tree_unflatten
@@ -72,9 +73,9 @@ def fuse(
     Without `bits` the changed layers are stored unquantised. `probes`: conversations to compare the result on.
     Raises ConfigError for an adapter of another base, UsageError for a directory that is not empty.
     """
+    refuse_other_base(trained.directory, base)
     model, config = _opened(base)
     layers = linear_layers(model)
-    trained.refuse_other(base, {name: shape_of(layer) for name, layer in layers.items()})
     before = _choices(_adapted(base, trained), probes) if probes else []
     changed = {name: layers[name] for name in trained.lora.factors}
     measured = survival(changed, trained, group=group)

@@ -2,31 +2,29 @@
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TypeVar
 
-from tokenizers import Tokenizer
-
-from punie.backends import _gguf, _weights
-from punie.wire import Example, Message, View, Wire
-from punie_training.examples import declarations, read
+from punie.backends import _weights
+from punie.wire import Example, Message
+from punie_training.examples import declarations, example, read, renderer_for
 from punie_training.sources import direct
+
+T = TypeVar("T")
 
 
 def probes(base: Path, *, template: str, data: Path | None = None, count: int = 8) -> tuple[Example, ...]:
     """Conversations out of a data file, spread over it; without one, general questions of the test split."""
-    talks = tuple(_rows(data) if data else _topics())
-    wire = Wire(_tokenizer(base), template=template or _weights.shipped_template(), view=View())
+    renderer = renderer_for(base, template=template or _weights.shipped_template())
+    if data:
+        return tuple(example(row, renderer) for row in _spread(read(data), count))
     offered = declarations()
-    return tuple(wire.example(talk, offered) for talk in talks[:: max(1, len(talks) // count)][:count])
+    return tuple(renderer.example(talk, offered) for talk in _spread(tuple(_topics()), count))
 
 
-def _rows(data: Path) -> Iterator[Sequence[Message]]:
-    yield from ([message.plain() for message in row.messages] for row in read(data))
+def _spread(items: Sequence[T], count: int) -> Sequence[T]:
+    return items[:: max(1, len(items) // count)][:count]
 
 
 def _topics() -> Iterator[Sequence[Message]]:
     for topic in direct.load("test"):
         yield [Message("user", topic.questions[0]), Message("assistant", topic.answer)]
-
-
-def _tokenizer(base: Path) -> Tokenizer:
-    return Tokenizer.from_file(str(base / "tokenizer.json")) if base.is_dir() else _gguf.tokenizer(base)

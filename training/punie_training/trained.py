@@ -10,14 +10,13 @@ from typing import TYPE_CHECKING, Any, cast
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from punie.backends import _gguf, _weights
+from punie.backends import _weights
 from punie.backends._files import write_text
 from punie.backends._merge import Adapter
 from punie.backends._mlx import nn
 from punie.backends.catalogue import Entry, entries
-from punie.errors import ConfigError, ModelError, UsageError, WeightsDamaged
+from punie.errors import ModelError, UsageError, WeightsDamaged
 from punie_training import corpora
-from punie_training.base import digest, load
 
 if TYPE_CHECKING:
     import numpy as np
@@ -51,43 +50,19 @@ class Trained:
 
     @classmethod
     def load(cls, directory: Path) -> "Trained":
-        """Read it. Raises ConfigError where the rank is not that of the matrices, and what `Adapter.load` raises."""
+        """Read it. Raises what `Adapter.load` raises, and WeightsDamaged where no rank is noted."""
         lora = Adapter.load(directory)
         try:
             config = _Config.model_validate_json((directory / "adapter_config.json").read_bytes())
         except ValidationError as error:
             raise WeightsDamaged(f"{directory}: its adapter_config.json names no rank.") from error
         rank = config.lora_parameters.rank
-        other = {name: a.shape[1] for name, (a, b) in lora.factors.items() if {a.shape[1], b.shape[0]} != {rank}}
-        if other:
-            name, found = next(iter(other.items()))
-            raise ConfigError(
-                f"{directory} says rank {rank}, but {name} has rank {found}.",
-                "adapter_config.json and adapters.safetensors are of two adapters.",
-            )
         return cls(directory, lora, rank, _weights.template_of(directory) or "", _manifest(directory))
 
     @property
     def alpha(self) -> float:
         """What PEFT and llama.cpp divide by the rank to get the scale."""
         return self.lora.scale * self.rank
-
-    def refuse_other(self, base: Path, shapes: Mapping[str, tuple[int, int]]) -> None:
-        """Raise ConfigError unless the adapter was trained on this base; `shapes`: (in, out) of every linear layer."""
-        for name, (a, b) in self.lora.factors.items():
-            changed = (a.shape[0], b.shape[1])
-            if shapes.get(name) != changed:
-                raise ConfigError(
-                    f"{self.directory} does not fit {base.name}: it changes {name} of shape {changed}, "
-                    f"the model has {shapes.get(name, 'no such layer')}.",
-                    "Give the model it was trained on with --base.",
-                )
-        expected, found = self.manifest.get("base"), digest(base)
-        if expected and expected != found:
-            raise ConfigError(
-                f"{self.directory} was trained on {str(expected)[:12]}, {base.name} is {found[:12]}.",
-                "Give the model it was trained on with --base.",
-            )
 
 
 def _manifest(directory: Path) -> Mapping[str, object]:
@@ -97,14 +72,6 @@ def _manifest(directory: Path) -> Mapping[str, object]:
     except ValueError as error:
         raise WeightsDamaged(f"{path} is not valid JSON: {error}.") from error
     return found if isinstance(found, dict) else {}
-
-
-def shapes(base: Path) -> Mapping[str, tuple[int, int]]:
-    """(in, out) of every matrix of a GGUF file or of the linear layers of an MLX directory, by Hugging Face name."""
-    if base.is_dir():
-        return {name: shape_of(layer) for name, layer in linear_layers(load(base)).items()}
-    found = {_gguf.hf_name(t.name).removesuffix(".weight"): t.shape for t in _gguf.open_gguf(base).tensors}
-    return {name: (int(shape[0]), int(shape[1])) for name, shape in found.items() if name and len(shape) == 2}
 
 
 def linear_layers(model: Any) -> Mapping[str, Any]:

@@ -7,25 +7,27 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from punie import wire
 
-Speaker = Literal["system", "user", "assistant", "tool"]
 CALLS = "calls"
 """The one way of writing calls that training takes."""
-_SPEAKERS: Mapping[str, Speaker] = {
+SPEAKERS: Mapping[str, wire.Role] = {
     "system": "system",
     "user": "user",
     "human": "user",
     "assistant": "assistant",
     "gpt": "assistant",
     "function_call": "assistant",
+    "function-call": "assistant",
     "tool_call": "assistant",
     "tool": "tool",
     "function": "tool",
     "observation": "tool",
     "tool_response": "tool",
+    "function_response": "tool",
+    "function-response": "tool",
 }
 _NAME_KEYS = ("tool", "tool_name", "function_name", "function", "action")
 _ARGUMENT_KEYS = ("parameters", "args", "input", "tool_input", "params", "kwargs")
@@ -62,7 +64,7 @@ class Written:
 class Said:
     """One turn of a row."""
 
-    speaker: Speaker
+    speaker: wire.Role
     content: str
     calls: tuple[Written, ...] = ()
 
@@ -77,7 +79,7 @@ def transcript(record: Mapping[str, Any], parameters: wire.Parameters) -> tuple[
 
 def _said(turn: Mapping[str, Any], parameters: wire.Parameters) -> Said | None:
     role = str(turn.get("role") or turn.get("from") or "")
-    speaker = _SPEAKERS.get(role)
+    speaker = SPEAKERS.get(role)
     content = turn.get("content", turn.get("value"))
     text = content if isinstance(content, str) else "" if content is None else json.dumps(content, ensure_ascii=False)
     if speaker is None:

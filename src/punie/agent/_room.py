@@ -112,7 +112,7 @@ def _results(messages: Sequence[ModelMessage]) -> Iterator[ToolReturnPart]:
 def _calls(messages: Sequence[ModelMessage]) -> Iterator[ToolCallPart]:
     for message in messages:
         if isinstance(message, ModelResponse):
-            yield from (part for part in message.parts if isinstance(part, ToolCallPart))
+            yield from message.tool_calls
 
 
 def _is_left_out(part: ToolReturnPart) -> bool:

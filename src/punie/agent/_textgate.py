@@ -15,6 +15,7 @@ _LINES = r"^[ \t]*(?:\{|\[\s*(?:\{|\w{0,24}\Z))|^Action:"
 _FENCE = r"^[ \t]*```(?:json5?|tool_\w+|tool|xml|python|py)?[ \t]*(?:\n\s*(?:[\[{<]|\w{0,24}\Z)|\Z)"
 _BEGINNINGS = r"<[|\uff5c]?[\w=:]{0,20}\Z|\[[A-Z_]{0,11}\Z|^[ \t]*`{1,3}\w*\Z"
 """What may still become one of the others."""
+_OTHER_LINES = ("functools[", "Action:", "print(")
 _FENCES = re.compile(r"^[ \t]*```", re.MULTILINE)
 
 
@@ -60,5 +61,5 @@ class TextGate:
         """Where the last line begins if it may become `read_file(...)`, else the end of the text."""
         start = max(self._text.rfind("\n") + 1, self._shown)
         line = self._text[start:].lstrip()
-        held = bool(line) and any(name.startswith(line) for name in self.names)
+        held = bool(line) and any(name.startswith(line) for name in (*self.names, *_OTHER_LINES))
         return start if held else len(self._text)

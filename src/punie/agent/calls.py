@@ -33,11 +33,6 @@ def text_of(response: ModelResponse) -> str:
     return "".join(part.content for part in response.parts if isinstance(part, TextPart))
 
 
-def has_calls(response: ModelResponse) -> bool:
-    """Whether the response holds real tool calls."""
-    return any(isinstance(part, ToolCallPart) for part in response.parts)
-
-
 def parameters_of(known: Tools) -> wire.Parameters:
     """The parameters of each tool in order, for calls that leave their names out."""
     return {name: tuple(tool.parameters_json_schema.get("properties", {})) for name, tool in known.items()}

@@ -72,7 +72,7 @@ def _raised_below(error: BaseException) -> PunieError | None:
 
 def _of_service(error: ModelAPIError) -> PunieError:
     said = _said(error)
-    if isinstance(error, exceptions.ModelContextWindowExceededError) or is_overflow(error):
+    if isinstance(error, exceptions.ModelContextWindowExceededError) or _is_overflow(error):
         return ContextTooLong(f"The conversation is too long: {said}", "Start a new one.")
     match error:
         case exceptions.ModelAuthenticationError():
@@ -91,7 +91,7 @@ def _of_service(error: ModelAPIError) -> PunieError:
             return ModelError(f"The model failed: {said}", "Try again; `punie doctor` checks the server.")
 
 
-def is_overflow(error: ModelAPIError) -> bool:
+def _is_overflow(error: ModelAPIError) -> bool:
     """Whether a server says, in its own words, that the prompt does not fit into its context."""
     status = error.status_code if isinstance(error, ModelHTTPError) else 400
     text = f"{error.body or ''} {error.message}".lower()

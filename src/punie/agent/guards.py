@@ -55,7 +55,7 @@ class ReplyGuard(AbstractCapability[Workspace]):
     ) -> ModelResponse:
         """Check a whole reply. Raises ModelRetry when the model has to write it again."""
         known = {tool.name: tool for tool in request_context.model_request_parameters.function_tools}
-        if calls.has_calls(response):
+        if response.tool_calls:
             return _with_settled_calls(response, known, earlier=ctx.messages)
         if (response.provider_details or {}).get("cut_call"):
             raise ModelRetry(calls.CALL_CUT_OFF)

@@ -24,6 +24,12 @@ class Entry(ModelFacts):
     origin: Literal["catalogue", "yours"] = "catalogue"
     folder: str = ""
     """Its directory in the cache: its name, or that of the model whose weights it shares."""
+    dialect: Literal["compact", "hermes", "qwen3-coder"] | None = None
+    """How its template writes a tool call: JSON in <tool_call> (Hermes, compact), or tags in it (Qwen3-Coder)."""
+    end: tuple[str, ...] = ()
+    """The tokens that end a turn, for people: engines read the template and these from the weights."""
+    end_ids: tuple[int, ...] = ()
+    """Their numbers."""
 
     @property
     def source(self) -> Literal["package", "hub", "folder"]:

@@ -147,7 +147,7 @@ def _facts(model: Entry) -> Iterator[tuple[str, str]]:
     if model.dialect:
         yield "tool calls", _DIALECTS[model.dialect]
     if model.end:
-        yield "ends with", ", ".join(f"{t} ({i})" for t, i in zip(model.end, model.end_ids, strict=False))
+        yield "ends with", ", ".join(f"{t} ({i})" for t, i in zip(model.end, model.end_ids, strict=True))
     yield "engines", ", ".join(engine for engine in model.engines if model.runs_on(engine))
     if model.note:
         yield "note", model.note

@@ -224,9 +224,10 @@ def _python_call(text: str, match: "re.Match[str]", parameters: Parameters) -> t
         raise UnreadableError("a bracket does not close")
     closed = at + 1
     if "print(" in match[0]:
-        closed = text.find(")", closed) + 1
-        if not closed:
+        closed += len(text[closed:]) - len(text[closed:].lstrip())
+        if text[closed : closed + 1] != ")":
             raise UnreadableError("a bracket does not close")
+        closed += 1
     return _made(match["name"], found, ["written as Python"]), closed
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from punie import wire
 from punie_training import jsonl, schema
+from punie_training.transcript import SPEAKERS
 
 
 class Unusable(Exception):  # noqa: N818 - says what the record is
@@ -77,22 +78,6 @@ def _from_text(role: wire.Role, text: str, names: wire.Parameters) -> wire.Messa
 
 # --- ShareGPT -------------------------------------------------------------------------------------------------------
 
-_FROM: Mapping[str, wire.Role] = {
-    "system": "system",
-    "human": "user",
-    "user": "user",
-    "gpt": "assistant",
-    "assistant": "assistant",
-    "function_call": "assistant",
-    "tool_call": "assistant",
-    "function-call": "assistant",
-    "observation": "tool",
-    "tool": "tool",
-    "function_response": "tool",
-    "function-response": "tool",
-    "tool_response": "tool",
-}
-
 
 def from_sharegpt(record: jsonl.Record) -> Talk:
     """`conversations` of {from, value}; calls are turns from `function_call`, results from `observation`."""
@@ -101,11 +86,11 @@ def from_sharegpt(record: jsonl.Record) -> Talk:
     messages: list[wire.Message] = []
     for turn in _dicts(record.get("conversations"), "the conversation is no list of turns"):
         who, value = str(turn.get("from") or turn.get("role")), turn.get("value", turn.get("content"))
-        if who not in _FROM:
+        if who not in SPEAKERS:
             raise Unusable(f"a turn from {who!r}")
         text = _unwrapped(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
         is_call = who in {"function_call", "tool_call", "function-call"}
-        message = wire.Message("assistant", "", _calls_of(text)) if is_call else _from_text(_FROM[who], text, names)
+        message = wire.Message("assistant", "", _calls_of(text)) if is_call else _from_text(SPEAKERS[who], text, names)
         if message.role == "system" and not tools and "<tools>" in text:
             tools = tuple(_objects(text.partition("<tools>")[2].partition("</tools>")[0]))
             names = _parameters(tools)
@@ -171,7 +156,7 @@ def _openai_turn(
         raise Unusable(f"a turn from {role!r}")
     listed = turn.get("tool_calls") or turn.get("calls") or ([f] if (f := turn.get("function_call")) else [])
     if not listed:
-        message = _from_text(_FROM[role], text, names)
+        message = _from_text(SPEAKERS[role], text, names)
         return message, [f"#{n}" for n in range(len(message.calls))]
     calls = [_openai_call(call) for call in _dicts(listed, "the calls are no list")]
     ids = [str(call.get("id") or f"#{n}") for n, call in enumerate(listed)]
