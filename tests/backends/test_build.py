@@ -1,5 +1,6 @@
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from pydantic_ai import Agent
@@ -39,6 +40,17 @@ def test_specs_that_mean_nothing_say_what_can_be_written(spec, tmp_path):
     with pytest.raises(ConfigError) as caught:
         build(spec, CONFIG, cache_dir=tmp_path)
     assert "gguf:PATH" in caught.value.next_step
+
+
+@pytest.mark.parametrize(
+    ("spec", "meant"),
+    [("qwen2.5-coder-7b", "local:qwen2.5-coder-7b"), ("locl", "local"), ("cluade", "claude"), ("mine", "local:mine")],
+)
+def test_a_spec_that_is_nearly_one_names_it(spec: str, meant: str, tmp_path: Path) -> None:
+    config = Settings.model_validate({"models": {"mine": {"path": "/tmp/mine"}}}).agent_config()
+    with pytest.raises(ConfigError) as caught:
+        build(spec, config, cache_dir=tmp_path)
+    assert f"Did you mean {meant}?" in caught.value.next_step
 
 
 def test_an_unknown_name_lists_the_known_ones(tmp_path):

@@ -2,6 +2,7 @@
 
 import platform
 import sys
+from difflib import get_close_matches
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from punie.backends._files import Progress
 from punie.backends._weights import default_cache_dir, find_weights, place_of, silent
-from punie.backends.catalogue import EMBEDDED, Entry, entry, split_name
+from punie.backends.catalogue import EMBEDDED, Entry, entry, known, split_name
 from punie.config import AgentConfig
 from punie.errors import ConfigError
 from punie.local_models import EngineName
@@ -46,7 +47,15 @@ def build(
         path, adapter = split_adapter(rest)
         engine = _module("mlx" if kind == "mlx" else "llamacpp")
         return engine.build(path, adapter, cache_dir=cache, on_progress=progress, options=config.engine)
-    raise ConfigError(f"'{spec}' is not a model.", f"Write {_FORMS}.")
+    raise ConfigError(f"'{spec}' is not a model.", f"{_meant(spec, config)}Write {_FORMS}.")
+
+
+def _meant(spec: str, config: AgentConfig) -> str:
+    """A spec that can be written and looks like this one."""
+    specs = ("local", *_SERVICES, *(f"local:{name}" for name in known(config.models)))
+    by_name = {text.removeprefix("local:"): text for text in specs}
+    close = get_close_matches(spec.lower(), by_name, n=1)
+    return f"Did you mean {by_name[close[0]]}? " if close else ""
 
 
 def _build_named(text: str, config: AgentConfig, *, cache_dir: Path, on_progress: Progress) -> "Model":

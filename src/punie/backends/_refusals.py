@@ -54,7 +54,7 @@ def unreachable(error: httpx2.TransportError, url: httpx2.URL, *, connect_s: flo
     if isinstance(error, httpx2.ConnectTimeout):
         return _no_answer(url, f"no connection within {connect_s:g} s", "Check the address, the network and proxies.")
     if _caused_by(error, socket.gaierror) is not None:
-        return _no_answer(url, "its name is unknown", "Check the address after @, and the network.")
+        return _no_answer(url, "its name is unknown", "Check the network, and the address if you gave one after @.")
     if isinstance(error, httpx2.ConnectError):
         return _no_answer(
             url, "nothing listens there", "Start the server, or check the address after @ and the network."
