@@ -70,9 +70,11 @@ async def test_llama_cpp_tells_the_context_of_its_slots(tmp_path: Path):
     assert service.asked[0].json["max_tokens"] == 77
 
 
-async def test_llama_cpp_answers_to_any_name_so_the_user_is_told(tmp_path: Path):
+@pytest.mark.parametrize("answering", ["mistral", "qwen.gguf"])
+async def test_llama_cpp_answers_to_any_name_so_the_user_is_told(tmp_path: Path, answering: str):
     told = {"/v1/models": said(LLAMA_LIST), "/props": said(LLAMA_PROPS)}
-    _, notices, _ = await meet(told, tmp_path, name="mistral", reply=chat("Hi.", model="mistral"))
+    # Newer ones say in the answer too what they run; once is enough.
+    _, notices, _ = await meet(told, tmp_path, name="mistral", reply=chat("Hi.", model=answering))
     assert notices == ["The server runs qwen.gguf, not mistral: that is what answers."]
 
 

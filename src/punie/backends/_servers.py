@@ -31,6 +31,8 @@ class Facts:
     num_ctx: int | None = None
     """The context to ask Ollama for; None: leave it as it is."""
     notices: tuple[str, ...] = ()
+    announced: str = ""
+    """The model that the notices say will answer."""
 
 
 async def discover(http: Client, base_url: str, *, model: str, key: str) -> Facts | None:
@@ -72,7 +74,8 @@ async def _llama(server: "_Server", model: str, *, entry: Mapping[str, Any], nam
     facts = Facts("llama.cpp", model)
     if not entry and len(names) == 1 and not same_model(model, names[0]):
         # It answers to every name with the one model it has.
-        facts = replace(facts, notices=(f"The server runs {names[0]}, not {model}: that is what answers.",))
+        notice = f"The server runs {names[0]}, not {model}: that is what answers."
+        facts = replace(facts, notices=(notice,), announced=names[0])
     # With several models to route to, /props without a name is a placeholder that says 0.
     for query in ("", f"?model={model}"):
         props = await server.get(f"{server.root}/props{query}")

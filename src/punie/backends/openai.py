@@ -121,6 +121,7 @@ class Server(Chat):
     def _take_up(self, facts: _servers.Facts) -> None:
         self._model_name = facts.model
         self._http.dialect = Ollama(facts.num_ctx) if facts.num_ctx else None
+        self._warned.add(facts.announced)
         for notice in facts.notices:
             if notice not in self._warned:
                 self._warned.add(notice)
