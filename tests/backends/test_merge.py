@@ -98,7 +98,9 @@ def test_an_adapter_of_another_model_is_refused(tiny_gguf, tmp_path):
 def test_directories_that_are_no_lora_adapters(tmp_path):
     with pytest.raises(WeightsMissing, match=r"adapter_config\.json"):
         _merge.Adapter.load(tmp_path)
-    with pytest.raises(ConfigError, match="dora"):
+    with pytest.raises(ConfigError, match="'full' cannot be merged"):
+        _merge.Adapter.load(tiny.write_adapter(tmp_path / "full", kind="full"))
+    with pytest.raises(WeightsDamaged, match=r"no fitting model.*\.m"):
         _merge.Adapter.load(tiny.write_adapter(tmp_path / "dora", kind="dora"))
     broken = tiny.write_adapter(tmp_path / "broken")
     (broken / "adapters.safetensors").write_bytes(b"not tensors")

@@ -66,7 +66,7 @@ def test_survival_is_what_the_definition_says(base: Path, adapter: Path) -> None
     """One layer by hand, rounded in numpy as MLX does it: 15 steps from the least to the largest of 32 weights."""
     trained, name = Trained.load(adapter), "model.layers.0.self_attn.v_proj"
     layer = dict(_mlx_model.load(base).named_modules())[name]
-    weight, delta = np.array(layer.weight), trained.lora.delta(name)
+    weight, delta = np.array(layer.weight), trained.lora.changed(name, np.zeros_like(np.array(layer.weight)))
     groups = (weight + delta).reshape(-1, 32)
     low, step = groups.min(1, keepdims=True), np.ptp(groups, axis=1, keepdims=True) / 15
     change = (np.round((groups - low) / step) * step + low).reshape(weight.shape) - weight

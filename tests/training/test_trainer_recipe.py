@@ -1,4 +1,5 @@
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from tests.backends import tiny
@@ -12,7 +13,9 @@ from punie_training.base import load
 from punie_training.examples import choose, loss_weight
 from punie_training.recipe import Data, Lora, Optim, Recipe, Watch
 from punie_training.rows import Row
+from punie_training.sources import direct
 
+RECIPES = Path(__file__).parents[2] / "training" / "recipes"
 BASE = Recipe(data=Data(rows=30), lora=Lora(rank=4, layers=2), optim=Optim(warmup=2, batch_tokens=60))
 
 # One other value for every field. `base` decides which model is fetched; the command line shows it in `prepare`.
@@ -26,6 +29,10 @@ OTHERS = {
     "data.projects": 1,
     "data.max_tokens": 30,
     "data.mask_share": 0.5,
+    "data.twins": 1,
+    "data.trace": "none",
+    "data.answers": False,
+    "lora.kind": "dora",
     "lora.rank": 2,
     "lora.scale": 1.0,
     "lora.keys": ("self_attn.q_proj",),
@@ -47,20 +54,31 @@ SEEN_IN_TRAINING = {"start", "optim.beta2", "optim.clip", "optim.weight_decay", 
 
 
 def rows() -> tuple[Row, ...]:
+    """Forty rows, of which the first two are about one topic: a general question and its twin."""
+    topic = next(topic for topic in direct.load("train") if topic.twin)
     made = []
     for i in range(40):
         project = "" if i % 4 == 0 else ("flask", "rich")[i % 2]
-        calls = [{"name": "search", "arguments": {"pattern": "x"}}] if project else []
-        answer = {"role": "assistant", "content": "a" * (1 + i % 20), "calls": calls}
-        messages = [{"role": "user", "content": f"question {i}"}, answer]
-        row = {"id": str(i), "family": ("count", "search")[i // 2 % 2], "project": project, "messages": messages}
+        messages = [
+            {"role": "user", "content": topic.questions[0] if i == 0 else f"question {i}"},
+            {"role": "assistant", "calls": [{"name": "search", "arguments": {"pattern": "x"}}]},
+            {"role": "tool", "content": "one match\nx.py:1"},
+            {"role": "assistant", "content": "a" * (1 + i % 20)},
+        ]
+        row = {
+            "id": str(i),
+            "family": ("count", "search")[i // 2 % 2],
+            "project": project,
+            "template": f"twin/{topic.id}" if i == 1 else "",
+            "messages": messages if project else [messages[0], messages[-1]],
+        }
         made.append(Row.model_validate(row))
     return tuple(made)
 
 
 def example(row: Row) -> Example:
-    names = "".join(call.name for call in row.messages[1].calls)
-    length = 10 + len(row.messages[1].content) + len(names) + int(row.id)
+    said = (f"{turn.content}{''.join(call.name for call in turn.calls)}" for turn in row.messages[1:])
+    length = 10 + len("".join(said)) + int(row.id)
     return Example((1, 2, *range(5, 3 + length)), (0,) * (length - 3) + (1,) * 3)
 
 
@@ -137,6 +155,7 @@ def test_the_hash_does_not_depend_on_how_a_recipe_is_written(tmp_path):
         ("[lora]\nrnak = 16", "lora.rnak"),
         ("[lora]\nrank = -1", "lora.rank"),
         ("[lora", "not valid TOML"),
+        ('[data]\ntrace = "none"\nanswers = false', "neither calls nor answers"),
     ],
 )
 def test_a_wrong_recipe_names_file_and_key(tmp_path, text, said):
@@ -145,6 +164,15 @@ def test_a_wrong_recipe_names_file_and_key(tmp_path, text, said):
     with pytest.raises(ConfigError, match="recipe\\.toml") as caught:
         Recipe.load(path)
     assert said in str(caught.value)
+
+
+def test_keys_that_came_later_leave_the_hashes_of_older_recipes_as_they_were():
+    known = {
+        "0002-smaller-steps": "6fdd399178c82ee9c3551aaa33200c8a1398686e1133512c9c3874ce431757b7",
+        "0003-more-steps": "c1e69223076384810f6eae27c9b00a348356fbb96ca3760d4be427c2a88a338d",
+        "0004-more-words": "25e66cf943d531c511ad8efa76cfda07aeb2f59c7f4198e4bd5aeb0f24239808",
+    }
+    assert {name: Recipe.load(RECIPES / f"{name}.toml").hash for name in known} == known
 
 
 def test_a_missing_recipe(tmp_path):

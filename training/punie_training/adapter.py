@@ -1,4 +1,4 @@
-"""LoRA on a model in memory, and the adapter directory it is saved to: MLX's format, in 16 bits."""
+"""LoRA or DoRA on a model in memory, and the adapter directory it is saved to: MLX's format, in 16 bits."""
 
 import json
 from collections.abc import Mapping
@@ -24,7 +24,7 @@ def add_lora(model: Any, lora: Lora, *, seed: int) -> None:
         raise ConfigError(f"The model has {len(model.layers)} blocks, the recipe asks for {lora.layers}.")
     mx.random.seed(seed)
     model.freeze()
-    linear_to_lora_layers(model, lora.layers, _parameters(lora))
+    linear_to_lora_layers(model, lora.layers, _parameters(lora), use_dora=lora.kind == "dora")
     mx.eval(model.parameters())
 
 
@@ -45,15 +45,22 @@ def weights(model: Any) -> dict[str, mx.array]:
 def save_adapter(
     trained: Mapping[str, mx.array], out: Path, *, lora: Lora, template: str, manifest: Mapping[str, object]
 ) -> Path:
-    """Write `adapters.safetensors` (float16), its configuration, the chat template and the manifest into `out`."""
+    """Write `adapters.safetensors`, its configuration, the chat template and the manifest into `out`.
+
+    Matrices are float16; the lengths of DoRA are float32, for an error in one is the same error in a whole row.
+    """
     out.mkdir(parents=True, exist_ok=True)
-    config = {"fine_tune_type": "lora", "num_layers": lora.layers, "lora_parameters": _parameters(lora)}
+    config = {"fine_tune_type": lora.kind, "num_layers": lora.layers, "lora_parameters": _parameters(lora)}
     write_text(out / "adapter_config.json", json.dumps(config, indent=2) + "\n")
     write_text(out / "chat_template.jinja", template)
     write_text(out / "manifest.json", json.dumps(manifest, indent=2) + "\n")
     with replacing(out / "adapters.safetensors") as part:
-        write_arrays(part, {name: value.astype(mx.float16) for name, value in trained.items()}, metadata={})
+        write_arrays(part, {name: _rounded(value) for name, value in trained.items()}, metadata={})
     return out
+
+
+def _rounded(value: mx.array) -> mx.array:
+    return value.astype(mx.float16) if value.ndim > 1 else value
 
 
 def write_arrays(path: Path, arrays: Mapping[str, mx.array], *, metadata: Mapping[str, str]) -> None:

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     Matrix = np.ndarray[Any, np.dtype[np.float16]]
 
 Form = Literal["peft", "gguf-lora", "gguf", "mlx"]
+_MERGED: tuple[Form, ...] = ("gguf", "mlx")
+"""In which the adapter is part of the weights."""
 _ORIGINALS = {
     "smollm2-135m": "HuggingFaceTB/SmolLM2-135M-Instruct",
     "qwen2.5-coder-7b": "Qwen/Qwen2.5-Coder-7B-Instruct",
@@ -35,6 +37,8 @@ def export(trained: Trained, *, to: Form, base: Path, out: Path, on_progress: Pr
     """Write the directory `out` in the form named; raises ConfigError or UsageError for what does not fit it."""
     if out.suffix in {".gguf", ".safetensors"}:
         raise UsageError(f"{out} names a file; an export is a directory.", f"Try --out {out.with_suffix('')}")
+    if trained.lora.magnitudes and to not in _MERGED:
+        raise ConfigError(f"{to} is for LoRA; {trained.directory} is DoRA.", f"Use --to {' or '.join(_MERGED)}.")
     if to == "mlx":
         return _to_mlx(trained, base, out)
     if to != "peft" and base.is_dir():

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
+
 from punie.backends import _files, _gguf, _mlx_model
 from punie.backends._adapters import refuse_other_base
 
@@ -79,7 +81,8 @@ def fuse(
     before = _choices(_adapted(base, trained), probes) if probes else []
     changed = {name: layers[name] for name in trained.lora.factors}
     measured = survival(changed, trained, group=group)
-    model.update_modules(tree_unflatten([(name, _merged(m, _delta(trained, name))) for name, m in changed.items()]))
+    merged = [(name, _merged(m, _delta(trained, name, _weight(m)))) for name, m in changed.items()]
+    model.update_modules(tree_unflatten(merged))
     if bits:
         model, config = quantize_model(model, config, group, bits)
     with filling(out) as part:
@@ -114,8 +117,9 @@ def _weight(layer: Any) -> mx.array:
     return whole.astype(mx.float32)
 
 
-def _delta(trained: Trained, name: str) -> mx.array:
-    return mx.array(trained.lora.delta(name))
+def _delta(trained: Trained, name: str, weight: mx.array) -> mx.array:
+    """What the adapter adds to the layer's weight."""
+    return mx.array(trained.lora.changed(name, np.array(weight))) - weight
 
 
 def _merged(layer: Any, delta: mx.array) -> nn.Linear:
@@ -138,7 +142,8 @@ def _survival(layers: Mapping[str, Any], trained: Trained, *, bits: int, group: 
     for name, layer in layers.items():
         if shape_of(layer)[0] % group:
             continue
-        weight, delta = _weight(layer), _delta(trained, name)
+        weight = _weight(layer)
+        delta = _delta(trained, name, weight)
         rounded = mx.dequantize(*mx.quantize(weight + delta, group, bits), group_size=group, bits=bits) - weight
         sums = mx.stack([(rounded * delta).sum(), (delta * delta).sum(), (rounded * rounded).sum()])
         dot, square, size = cast("list[float]", sums.tolist())

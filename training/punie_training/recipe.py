@@ -4,6 +4,7 @@ import hashlib
 import json
 import tomllib
 from pathlib import Path
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -46,6 +47,8 @@ class Data(_Part):
 class Lora(_Part):
     """The trained matrices: the change of a weight is `scale * B A`."""
 
+    kind: Literal["lora", "dora"] = "lora"
+    """DoRA (Liu et al. 2024) learns the length of each row of the changed weight too; it takes longer."""
     rank: int = Field(default=16, gt=0)
     scale: float = Field(default=2.0, gt=0)
     keys: tuple[str, ...] = EVERY_LINEAR
@@ -111,5 +114,7 @@ class Recipe(_Part):
         values = self.model_dump(mode="json")
         if not self.data.mask_share:
             del values["data"]["mask_share"]  # runs from before there were masks can be continued
+        if self.lora.kind == "lora":
+            del values["lora"]["kind"]  # and so can those from before there was DoRA
         text = json.dumps(values, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()

@@ -138,8 +138,9 @@ def _base_lines(trained: Trained) -> list[str]:
 
 def _recipe_lines(trained: Trained) -> list[str]:
     noted = trained.manifest
+    kind = "DoRA" if trained.lora.magnitudes else "LoRA"
     lines = [
-        f"- Adapter: LoRA of rank {trained.rank}, scale {trained.lora.scale:g}, {len(trained.lora.factors)} layers"
+        f"- Adapter: {kind} of rank {trained.rank}, scale {trained.lora.scale:g}, {len(trained.lora.factors)} layers"
     ]
     if "recipe" in noted:
         rows, updates = noted.get("rows", "?"), noted.get("update", "?")

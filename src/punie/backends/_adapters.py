@@ -13,6 +13,8 @@ from punie.backends.catalogue import EMBEDDED, entries
 from punie.errors import ConfigError, WeightsDamaged, WeightsMissing
 
 WEIGHTS, CONFIG = "adapters.safetensors", "adapter_config.json"
+KINDS = ("lora", "dora")
+"""Adapters that are changes of single layers."""
 MANIFEST, TEMPLATE = "manifest.json", "chat_template.jinja"
 _AGAIN = "Copy the adapter once more from where it was trained."
 _SHOWN = 12
@@ -159,10 +161,12 @@ def read_layers(adapter: Path) -> Mapping[str, Layer]:
         raise _not_an_adapter(adapter, WEIGHTS) from error
     except WeightsDamaged as error:
         raise WeightsDamaged(error.cause, _AGAIN) from error
-    if config.fine_tune_type != "lora":
+    if config.fine_tune_type not in KINDS:
         return {}
     names = sorted({name.rpartition(".")[0] for name in tensors})
     layers = {name: _layer(name, tensors, adapter=adapter) for name in names}
+    if config.fine_tune_type == "dora":
+        _refuse_without_lengths(layers, tensors, adapter=adapter)
     wanted = config.lora_parameters.rank
     other = next((name for name, layer in layers.items() if wanted and layer.rank != wanted), None)
     if other:
@@ -171,6 +175,13 @@ def read_layers(adapter: Path) -> Mapping[str, Layer]:
             f"{CONFIG} and {WEIGHTS} are of two adapters: {_AGAIN[0].lower()}{_AGAIN[1:]}",
         )
     return layers
+
+
+def _refuse_without_lengths(layers: Mapping[str, Layer], tensors: Mapping[str, Tensor], *, adapter: Path) -> None:
+    for name, layer in layers.items():
+        lengths = tensors.get(f"{name}.m")
+        if lengths is None or lengths.shape != (layer.shape[1],):
+            raise WeightsDamaged(f"The DoRA adapter in {adapter} has no fitting {name}.m.", _AGAIN)
 
 
 def _config(adapter: Path) -> _Config:

@@ -1,13 +1,15 @@
-"""A LoRA adapter in MLX's format merged into a GGUF file, tensor by tensor."""
+"""A LoRA or DoRA adapter in MLX's format merged into a GGUF file, tensor by tensor."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from dataclasses import field as made_by
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from punie.backends._adapters import KINDS
 from punie.backends._files import Progress
 from punie.backends._gguf import Heads, dequantised, hf_name, open_gguf, text_field
 from punie.errors import ConfigError, WeightsDamaged, WeightsMissing
@@ -40,11 +42,16 @@ class _AdapterConfig(BaseModel):
 
 @dataclass(frozen=True)
 class Adapter:
-    """Low-rank changes of linear layers: y = x W^T + scale (x A) B, so W changes by scale (A B)^T."""
+    """Low-rank changes of linear layers: y = x W^T + scale (x A) B, so W changes by scale (A B)^T.
+
+    DoRA (Liu et al. 2024) then stretches each row of the changed weight to a length that was learned.
+    """
 
     scale: float
     factors: Mapping[str, tuple["Array", "Array"]]
     """Hugging Face name of the layer -> A of shape (in, rank), B of shape (rank, out)."""
+    magnitudes: Mapping[str, "Array"] = made_by(default_factory=dict)
+    """Of DoRA: name of the layer -> length of each row of its weight, shape (out,); empty for LoRA."""
 
     @classmethod
     def load(cls, directory: Path) -> "Adapter":
@@ -64,14 +71,21 @@ class Adapter:
                 f"The adapter in {directory} cannot be read: {_first_line(error)}.",
                 "Copy the adapter once more from where it was trained.",
             ) from error
-        if config.fine_tune_type != "lora":
-            raise ConfigError(f"{directory}: adapters of kind {config.fine_tune_type!r} cannot be merged, only LoRA.")
-        return cls(config.lora_parameters.scale, _factors(tensors, directory))
+        if config.fine_tune_type not in KINDS:
+            raise ConfigError(
+                f"{directory}: adapters of kind {config.fine_tune_type!r} cannot be merged.",
+                f"These can: {' and '.join(KINDS)}.",
+            )
+        factors = _factors(tensors, directory)
+        lengths = _magnitudes(tensors, factors, directory) if config.fine_tune_type == "dora" else {}
+        return cls(config.lora_parameters.scale, factors, lengths)
 
-    def delta(self, layer: str) -> "Array":
-        """What is added to the layer's weight."""
+    def changed(self, layer: str, weight: "Array") -> "Array":
+        """The layer's weight, shape (out, in) in Hugging Face's order of rows, with the adapter in it."""
         a, b = self.factors[layer]
-        return self.scale * (a @ b).T
+        summed = weight + self.scale * (a @ b).T
+        lengths = self.magnitudes.get(layer)
+        return summed if lengths is None else summed * (lengths / np.linalg.norm(summed, axis=1))[:, None]
 
 
 def _factors(tensors: Mapping[str, Any], directory: Path) -> dict[str, tuple["Array", "Array"]]:
@@ -83,6 +97,17 @@ def _factors(tensors: Mapping[str, Any], directory: Path) -> dict[str, tuple["Ar
         }
     except KeyError as error:
         raise WeightsDamaged(f"The adapter in {directory} has no {error}.", "Is it in MLX's format?") from error
+
+
+def _magnitudes(
+    tensors: Mapping[str, Any], factors: Mapping[str, tuple["Array", "Array"]], directory: Path
+) -> dict[str, "Array"]:
+    found = {layer: tensors.get(f"{layer}.m") for layer in factors}
+    for layer, lengths in found.items():
+        if lengths is None or lengths.shape != (factors[layer][1].shape[1],):
+            cause = f"The DoRA adapter in {directory} has no fitting {layer}.m."
+            raise WeightsDamaged(cause, "Copy the adapter once more from where it was trained.")
+    return {layer: lengths.astype(np.float32) for layer, lengths in found.items()}
 
 
 def _first_line(error: Exception) -> str:
@@ -162,5 +187,6 @@ def _contents(reader: "GGUFReader", adapter: Adapter) -> Iterator[Any]:
         if _layer(tensor) not in adapter.factors:
             yield tensor.data
             continue
-        delta = heads.permute(tensor.name, adapter.delta(_layer(tensor)))
-        yield quantize(dequantised(tensor) + delta, GGMLQuantizationType.Q8_0)
+        weight = heads.unpermute(tensor.name, dequantised(tensor))
+        changed = heads.permute(tensor.name, adapter.changed(_layer(tensor), weight))
+        yield quantize(changed, GGMLQuantizationType.Q8_0)

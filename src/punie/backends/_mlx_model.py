@@ -69,8 +69,15 @@ def _adapt(model: Any, adapter: Path) -> None:
     layers = [(name, m) for name, m in model.named_modules() if hasattr(m, "fuse") and hasattr(m, "linear")]
     # Quantising the sum again would wipe out a part of the adapter: on quantised weights it stays beside them.
     quantised = nn.QuantizedLinear, QuantizedSwitchLinear
-    exact = [(name, m.fuse()) for name, m in layers if not isinstance(m.linear, quantised)]
+    exact = [(name, _fused(m)) for name, m in layers if not isinstance(m.linear, quantised)]
     model.update_modules(tree_unflatten(exact))
+
+
+def _fused(layer: Any) -> Any:
+    """The linear layer with the adapter in it, in the layer's precision: the lengths of DoRA have one of their own."""
+    fused = layer.fuse()
+    fused.weight = fused.weight.astype(layer.linear.weight.dtype)
+    return fused
 
 
 def _flat(model: Any) -> Mapping[str, mx.array]:
