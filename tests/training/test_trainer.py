@@ -320,6 +320,9 @@ def test_the_command_trains_from_a_data_file(base, tmp_path, monkeypatch, capsys
     }
     assert (run / "adapter" / "chat_template.jinja").read_text() == _weights.shipped_template()
     assert "10 rows in" in capsys.readouterr().err
+    assert main(["0009-try.toml", "--data", "rows.jsonl", "--base", str(base), "--seed", "2"]) == 0
+    again = json.loads((tmp_path / "training/runs/0009-try-seed2/adapter/manifest.json").read_text())
+    assert again["settings"]["seed"] == 2
 
 
 def test_rows_are_rendered_as_the_model_is_served(base, tmp_path):

@@ -3,6 +3,7 @@
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 
 from punie import wire
@@ -10,6 +11,7 @@ from punie.backends import _gguf, _weights
 from punie_training.masking import masked
 from punie_training.recipe import Data, Recipe
 from punie_training.rows import Row, declarations, read
+from punie_training.views import pairs, viewed
 
 __all__ = ["Prepared", "Row", "choose", "declarations", "example", "loss_weight", "prepare", "read", "renderer_for"]
 
@@ -56,8 +58,9 @@ def renderer_for(base: Path, *, template: str) -> wire.Wire:
 
 
 def choose(rows: Sequence[Row], data: Data, *, seed: int) -> tuple[Row, ...]:
-    """Draw rows: the families and projects named, at most `rows` of them, with the shares wanted."""
-    return masked(_drawn(rows, data, seed=seed), data.mask_share, seed=seed)
+    """Draw rows: the families and projects named, at most `rows` of them, in the shares and the view wanted."""
+    drawn = _drawn(rows, data, seed=seed)
+    return masked([viewed(row, trace=data.trace, answers=data.answers) for row in drawn], data.mask_share, seed=seed)
 
 
 def _drawn(rows: Sequence[Row], data: Data, *, seed: int) -> tuple[Row, ...]:
@@ -67,12 +70,21 @@ def _drawn(rows: Sequence[Row], data: Data, *, seed: int) -> tuple[Row, ...]:
     if data.projects is not None:
         kept = sorted({row.project for row in asked})[: data.projects]
         asked = [row for row in asked if row.project in kept]
+    first, counterparts = pairs(asked, direct, most=data.twins)
+    asked, direct = _ahead(first, asked), _ahead(counterparts, direct)
     if data.direct_share is None:
-        both = random.Random(seed + 1).sample(asked + direct, len(asked) + len(direct))
-        return tuple(both[: data.rows])
+        rest = asked[len(first) :] + direct[len(first) :]
+        return (*chain(*zip(first, counterparts, strict=True)), *random.Random(seed + 1).sample(rest, len(rest)))[
+            : data.rows
+        ]
     total = min(data.rows, *_possible(len(asked), len(direct), share=data.direct_share))
     plain = round(total * data.direct_share)
     return (*asked[: total - plain], *direct[:plain])
+
+
+def _ahead(first: Sequence[Row], rows: Sequence[Row]) -> list[Row]:
+    taken = {row.id for row in first}
+    return [*first, *(row for row in rows if row.id not in taken)]
 
 
 def _possible(asked: int, direct: int, *, share: float) -> tuple[int, ...]:

@@ -4,9 +4,9 @@ import hashlib
 import json
 import tomllib
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from punie.errors import ConfigError
 
@@ -42,6 +42,22 @@ class Data(_Part):
     """Longer rows are left out, never cut."""
     mask_share: float = Field(default=0.0, ge=0, le=1)
     """Share of the tool rows whose tools go by other names or are not on offer, so that declarations must be read."""
+    twins: int = Field(default=0, ge=0)
+    """Pairs of a tool question and a general one on the same topic, drawn before all other rows."""
+    trace: Literal["real", "placeholder", "none"] = "real"
+    """What stands between question and answer: calls with their results, with a text that says nothing, or no call."""
+    answers: bool = True
+    """Whether tool rows go on to their answer; without, each ends with a result, and nothing shows when to stop."""
+
+    @model_validator(mode="after")
+    def _leaves_something(self) -> Self:
+        if self.trace == "none" and not self.answers:
+            raise ValueError("neither calls nor answers are left to learn; set trace or answers otherwise")
+        return self
+
+
+_LATER = frozenset({"mask_share", "twins", "trace", "answers"})
+"""Keys of `Data` that came later: not hashed at their defaults, so that runs from before can be continued."""
 
 
 class Lora(_Part):
@@ -112,8 +128,7 @@ class Recipe(_Part):
     def hash(self) -> str:
         """SHA-256 over the values, defaults included: equal recipes have equal hashes however they are written."""
         values = self.model_dump(mode="json")
-        if not self.data.mask_share:
-            del values["data"]["mask_share"]  # runs from before there were masks can be continued
+        values["data"] = {k: v for k, v in values["data"].items() if k not in _LATER or v != getattr(Data(), k)}
         if self.lora.kind == "lora":
             del values["lora"]["kind"]  # and so can those from before there was DoRA
         text = json.dumps(values, sort_keys=True, separators=(",", ":"))

@@ -74,6 +74,8 @@ class Row(BaseModel):
     id: str
     family: str
     project: str = ""
+    template: str = ""
+    """The wording of the question; that of a twin names its topic."""
     messages: tuple[Turn, ...]
     tools: tuple[Declaration, ...] | None = None
     """The tools on offer in this conversation; None means Punie's own."""

@@ -273,6 +273,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("recipe", type=Path)
     parser.add_argument("--data", type=Path, default=Path("training/data/train.jsonl"), help="the rows")
     parser.add_argument("--base", type=Path, help="GGUF file or MLX directory; default: the embedded model")
+    parser.add_argument("--seed", type=int, help="in place of the recipe's; the run is called RECIPE-seedN then")
     parser.add_argument("--out", type=Path, help="where the run is kept; default: training/runs/RECIPE")
     parser.add_argument("--resume", action="store_true", help="continue the run in --out")
     options = parser.parse_args(argv)
@@ -280,8 +281,10 @@ def main(argv: Sequence[str]) -> int:
     from punie_training.plot import write_curve
     from punie_training.progress import Progress
 
-    recipe = Recipe.load(options.recipe)
-    out = options.out or Path("training/runs") / options.recipe.stem
+    recipe, name = Recipe.load(options.recipe), options.recipe.stem
+    if options.seed is not None:
+        recipe, name = recipe.model_copy(update={"seed": options.seed}), f"{name}-seed{options.seed}"
+    out = options.out or Path("training/runs") / name
     prepared = prepare(recipe, data=options.data, base=options.base)
     with Progress(sys.stderr, log=out / "train.log") as progress:
         result = train(
