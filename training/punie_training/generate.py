@@ -166,7 +166,7 @@ async def _act(task: Task, workspace: Workspace) -> Row | Rejected:
     messages = tuple(m for m in conversation(history) if m.role != "system")
     last = task.turns[-1]
     row = Row(task.id, task.family, task.project, task.template, last.question, messages, last.expect)
-    return row if _size(messages) <= LONGEST_ROW else Rejected(task, "too long")
+    return row if size(messages) <= LONGEST_ROW else Rejected(task, "too long")
 
 
 async def _ask(
@@ -178,7 +178,7 @@ async def _ask(
 
 def _fault(turn: Turn, history: Sequence[ModelMessage], *, root: Path) -> str:
     """Say why the run is no good example; "" if it is one."""
-    if any(_is_refusal(part) for m in history if isinstance(m, ModelRequest) for part in m.parts):
+    if any(is_refusal(part) for m in history if isinstance(m, ModelRequest) for part in m.parts):
         return "a tool refused the call"
     messages = conversation(history)
     final = messages[-1]
@@ -190,13 +190,15 @@ def _fault(turn: Turn, history: Sequence[ModelMessage], *, root: Path) -> str:
     return f"answer differs: precision {marked.precision:.1f} recall {marked.recall:.1f}"
 
 
-def _is_refusal(part: ModelRequestPart) -> bool:
+def is_refusal(part: ModelRequestPart) -> bool:
+    """Whether a part of a request says that a call was refused or that the model was asked again."""
     if isinstance(part, ToolReturnPart):
         return part.outcome != "success"
     return not isinstance(part, UserPromptPart | SystemPromptPart)
 
 
-def _size(messages: Sequence[Message]) -> int:
+def size(messages: Sequence[Message]) -> int:
+    """Characters of a conversation as a small model sees it."""
     view = View()
     return sum(len(view.of(m.content) if m.role == "tool" else m.text) for m in messages)
 
@@ -320,7 +322,7 @@ def direct_rows(split: corpora.Split) -> Iterator[Row]:
 def mixtures(tool_rows: Sequence[Row], plain: Sequence[Row], *, count: int, seed: int) -> Iterator[Row]:
     """Conversations that go from a tool question to a general one, and back: the choice is made anew each time."""
     rng = random.Random(seed)
-    short = [r for r in tool_rows if r.family != "followup" and _size(r.messages) <= LONGEST_ROW // 3]
+    short = [r for r in tool_rows if r.family != "followup" and size(r.messages) <= LONGEST_ROW // 3]
     for index in range(min(count, len(short), len(plain))):
         tool, general = rng.choice(short), rng.choice(plain)
         pair = (tool, general) if index % 2 else (general, tool)
@@ -352,7 +354,7 @@ async def build(out: Path, *, cache_dir: Path, wanted: int = 3200, seed: int = 0
     random.Random(seed).shuffle(rows)
     write_rows(rows, out / "train.jsonl")
     counted = card(rows, crop.rejected, skipped=crop.skipped, dropped=sieve.dropped)
-    counted["view_characters"] = sum(_size(row.messages) for row in rows)
+    counted["view_characters"] = sum(size(row.messages) for row in rows)
     (out / "card.json").write_text(json.dumps(counted, indent=2) + "\n", "utf-8")
     (out / "card.md").write_text(page(counted), "utf-8")
     return counted
