@@ -41,7 +41,7 @@ class Progress:
         )
         self.say(
             f"shared prefix {forecast.prefix} tokens; estimate {_clock(forecast.seconds)}, "
-            f"{forecast.peak_bytes / 1e9:.1f} GB"
+            f"{forecast.memory.peak_bytes / 1e9:.1f} GB"
         )
         if self._bar:
             self._task = self._bar.add_task("training", total=forecast.updates, figures="")

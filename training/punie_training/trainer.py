@@ -19,7 +19,7 @@ from punie.errors import ModelError, UsageError
 from punie.wire import Example
 from punie_training import plan
 from punie_training._loss import collate, shared_prefix, summed_loss
-from punie_training._memory import keep_freed_memory
+from punie_training._memory import Measured, keep_freed_memory, parse_size, peak_bytes
 from punie_training.adapter import add_lora, continue_from, save_adapter, weights
 from punie_training.base import digest, load
 from punie_training.checkpoint import Checkpoint, Point, fingerprint
@@ -39,7 +39,7 @@ class Forecast:
     nothing_to_learn: int
     prefix: int
     seconds: float
-    peak_bytes: int
+    memory: Measured
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,7 @@ class Step:
     """Tokens of the rows, as if each was computed from its beginning."""
     eta_s: float
     peak_bytes: int
+    """The most memory that was held at once so far."""
 
 
 @dataclass(frozen=True)
@@ -77,12 +78,14 @@ def train(
     out: Path,
     template: str = "",
     resume: bool = False,
+    memory: int | None = None,
     on_start: Callable[[Forecast], None] = lambda _: None,
     on_step: Callable[[Step], None] = lambda _: None,
 ) -> Result:
     """Train `recipe` on `rows` from `base` (a GGUF file or an MLX model directory), writing into `out`.
 
-    Raises ModelError when the loss stops being a number, UsageError when `out` holds another run's state.
+    `memory`: bytes that may be taken. Raises NotEnoughMemory when the largest batches take more, ModelError when the
+    loss stops being a number, UsageError when `out` holds another run's state.
     """
     require_blas()
     keep_freed_memory()
@@ -90,6 +93,8 @@ def train(
     start = run.begin(resume=resume)
     forecast = run.forecast(start)
     on_start(forecast)
+    if memory:
+        forecast.memory.refuse_over(memory)
     for step in run.steps(start):
         on_step(step)
     return Result(out / "adapter", run.checkpoints(), tuple(run.history), forecast)
@@ -143,7 +148,7 @@ class _Run:
         left = [batch for update in self.updates[start:] for batch in update]
         largest = sorted(left, key=self._size)[-2:]
         mx.reset_peak_memory()
-        seconds = 0.0
+        before, seconds = mx.get_active_memory(), 0.0
         for batch in largest:  # the first one also takes the memory from the system, so the second one is timed
             began = time.perf_counter()
             mx.eval(self._gradient(collate([self.chosen.train[i] for i in batch])))
@@ -157,7 +162,12 @@ class _Run:
             nothing_to_learn=self.chosen.nothing_to_learn,
             prefix=self.prefix,
             seconds=seconds * total / max(1, self._size(largest[-1])) if largest else 0.0,
-            peak_bytes=mx.get_peak_memory(),
+            memory=Measured(
+                peak_bytes=peak_bytes(),
+                batch_bytes=mx.get_peak_memory() - before,
+                batch_tokens=self._size(largest[-1]) if largest else 0,
+                longest=max((self._size(row) for batch in left for row in zip(batch)), default=0),
+            ),
         )
 
     def steps(self, start: int) -> Iterator[Step]:
@@ -181,7 +191,7 @@ class _Run:
                 rows=count,
                 tokens_per_second=point.tokens / elapsed,
                 eta_s=(time.perf_counter() - began) * left / done,
-                peak_bytes=mx.get_peak_memory(),
+                peak_bytes=peak_bytes(),
             )
 
     def _update(self, number: int) -> tuple[Point, int]:
@@ -276,7 +286,9 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--seed", type=int, help="in place of the recipe's; the run is called RECIPE-seedN then")
     parser.add_argument("--out", type=Path, help="where the run is kept; default: training/runs/RECIPE")
     parser.add_argument("--resume", action="store_true", help="continue the run in --out")
+    parser.add_argument("--memory", metavar="SIZE", help="refuse a run that would take more, for example 4GB")
     options = parser.parse_args(argv)
+    memory = parse_size(options.memory) if options.memory else None
     from punie_training.examples import prepare  # pydantic_ai is slow to import
     from punie_training.plot import write_curve
     from punie_training.progress import Progress
@@ -294,9 +306,11 @@ def main(argv: Sequence[str]) -> int:
             template=prepared.template,
             out=out,
             resume=options.resume,
+            memory=memory,
             on_start=progress.start,
             on_step=progress.step,
         )
         write_curve(result.history, out)
         progress.say(f"adapter in {result.adapter}, {len(result.checkpoints)} checkpoints beside it")
+        progress.say(f"peak memory {peak_bytes() / 1e9:.2f} GB")
     return 0
