@@ -131,7 +131,9 @@ def test_untrusted_project_file_is_not_even_parsed(setup: Setup):
     setup.project("this is not TOML", trusted=False)
     resolved = setup.load()
     assert resolved.settings.model == "local"
-    assert resolved.notices == (f"{setup.project_file} is not read: {setup.cwd} is not in trusted_projects.",)
+    said = f"{setup.project_file} is not read: {setup.cwd} is not trusted. `punie trust` trusts it."
+    assert resolved.notices == (said,)
+    assert not resolved.trusted
 
 
 def test_trust_does_not_reach_into_a_directory_below(setup: Setup):

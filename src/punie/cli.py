@@ -50,8 +50,18 @@ def _add_run_flags(parser: argparse.ArgumentParser) -> None:
     add("-C", "--cwd", metavar="DIR", help="work in DIR instead of the current directory")
     add("--permission-mode", choices=MODES, metavar="MODE", help=", ".join(MODES))
     add("--yolo", action="store_true", help="run every tool without asking (bypassPermissions)")
-    add("--allowed-tools", action="append", metavar="NAMES", help="tools that need not ask, separated by commas")
-    add("--disallowed-tools", action="append", metavar="NAMES", help="tools the model does not get")
+    add(
+        "--allowed-tools",
+        action="append",
+        metavar="RULES",
+        help="tools and rules that need not ask: edit_file,Bash(git log:*)",
+    )
+    add(
+        "--disallowed-tools",
+        action="append",
+        metavar="RULES",
+        help="tools the model does not get, and rules of what is denied",
+    )
     add("--max-turns", type=int, metavar="N", help="requests to the model for one prompt, at most")
     add("--output-format", choices=OUTPUT_FORMATS, default="text", metavar="FORMAT", help=", ".join(OUTPUT_FORMATS))
     add("--no-session", action="store_true", help="store nothing of this conversation, not even what was typed")
@@ -228,7 +238,9 @@ def _command_options(given: argparse.Namespace) -> Options:
 
 
 def _names(values: Sequence[str] | None) -> tuple[str, ...]:
-    return tuple(word for value in values or () for word in value.replace(",", " ").split())
+    from punie.rules import split_rules
+
+    return tuple(rule for value in values or () for rule in split_rules(value))
 
 
 def _directory(given: str | None) -> Path:

@@ -1,25 +1,28 @@
 """Settings: defaults < user file < trusted project file < `PUNIE_*` environment < flags, as one frozen value.
 
 Nothing here reads the process environment or the working directory by itself: both come in by argument.
-A `.env` file is never read, and a project file counts only when the user's own file trusts its directory.
+A `.env` file is never read, and a project file counts only when the user trusts its directory. Rules about
+permissions add up over the layers: what one of them denies, no other one takes back.
 """
 
 import json
 import re
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Literal
 
 from platformdirs.unix import Unix
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource
 
 from punie.errors import ConfigError
 from punie.local_models import EngineOptions, ModelName, NonEmpty, Positive, UserModel
+from punie.rules import Rule, RuleSet, parse_rule, split_rules
+from punie.trust import TrustStore, locked, project_root, state_directory, workspace_key, write_private
 
 TOOL_NAMES = (
     "read_file",
@@ -36,13 +39,34 @@ TOOL_NAMES = (
 # A project file may tune the work, never widen what Punie may do or where its words are sent.
 PROJECT_KEYS = frozenset(
     {"model", "stop_sequences", "tools", "instructions", "temperature", "max_tokens", "seed", "limits"}
-    | {"disallowed_tools"}
+    | {"disallowed_tools", "permissions"}
 )
+
+# Lists that add up over the layers, so that no layer can take back what another one refuses.
+_ADDING_UP = frozenset({"permissions.deny", "permissions.ask", "permissions.allow", "disallowed_tools"})
+_RULES = _ADDING_UP | {"allowed_tools"}
 
 # Tables whose keys are names that the user chose.
 _NAMED = ("aliases.", "models.")
 
 PermissionMode = Literal["plan", "default", "acceptEdits", "auto", "dontAsk", "bypassPermissions"]
+
+
+def _rule(text: str) -> str:
+    return parse_rule(text).text
+
+
+RuleText = Annotated[str, AfterValidator(_rule)]
+
+
+class PermissionRules(BaseModel):
+    """What needs no question, what always needs one, and what is refused, in this order of strength from the end."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    deny: tuple[RuleText, ...] = ()
+    ask: tuple[RuleText, ...] = ()
+    allow: tuple[RuleText, ...] = ()
 
 
 class Limits(BaseModel):
@@ -57,6 +81,19 @@ class Limits(BaseModel):
     command_timeout_s: Annotated[float, Field(gt=0, le=600)] = 120
     tool_lines: Annotated[int, Field(gt=0, le=200)] = 200
     """Lines of tool output the model is shown at most."""
+
+
+class SandboxOptions(BaseModel):
+    """What commands are confined to. Only the user sets this: never a project."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    mode: Literal["auto", "required", "off"] = "auto"
+    """"auto" takes the best that works here, "required" refuses to start without one, "off" runs commands bare."""
+    network: bool = False
+    """Whether every command may use the network; otherwise only one that was allowed to."""
+    environment: tuple[NonEmpty, ...] = ()
+    """More variables for commands: exact names, or patterns such as "CARGO_*" that never match a secret."""
 
 
 class AgentConfig(BaseModel):
@@ -87,12 +124,15 @@ class Settings(AgentConfig, BaseSettings):
     aliases: Mapping[str, NonEmpty] = Field(default_factory=dict)
     """Short names for model specs: `fast = "openai:qwen@http://127.0.0.1:8080/v1"`."""
     permission_mode: PermissionMode = "default"
-    allowed_tools: tuple[str, ...] = ()
-    disallowed_tools: tuple[str, ...] = ()
+    allowed_tools: tuple[RuleText, ...] = ()
+    disallowed_tools: tuple[RuleText, ...] = ()
+    """A tool's name takes the tool away from the model; a rule denies what it covers."""
+    permissions: PermissionRules = PermissionRules()
     trusted_projects: tuple[str, ...] = ()
-    """Directories whose `.punie/config.toml` is read. Trust does not reach into directories below."""
+    """Directories trusted besides those of `punie trust`. Trust does not reach into projects below."""
     cache_dir: Path | None = None
     save_sessions: bool = True
+    sandbox: SandboxOptions = SandboxOptions()
 
     @classmethod
     def settings_customise_sources(
@@ -110,7 +150,10 @@ class Settings(AgentConfig, BaseSettings):
         # What was not set stays unset, so that the agent can tell a default from a choice.
         values = {name: getattr(self, name) for name in AgentConfig.model_fields if name in self.model_fields_set}
         values["model"] = self.aliases.get(self.model, self.model)
-        values["tools"] = tuple(name for name in self.tools if name not in self.disallowed_tools)
+        taken = {
+            name for text in self.disallowed_tools if (rule := parse_rule(text)).spec is None for name in rule.tools
+        }
+        values["tools"] = tuple(name for name in self.tools if name not in taken)
         if not self.save_sessions:  # then nothing of what was said stays on the disk
             values["engine"] = self.engine.model_copy(update={"prefix_cache": False})
         return AgentConfig(**values)
@@ -126,6 +169,13 @@ class Resolved:
     user_file: Path
     project_file: Path | None
     """The project's file, whether it was read or not."""
+    root: Path = Path()
+    """The directory that trust is about."""
+    trusted: bool = False
+    rules: RuleSet = field(default_factory=RuleSet)
+    """The permission rules of all layers, each with its source."""
+    local_file: Path | None = None
+    """Where the rules that the user grants in this directory are kept, outside of it."""
     notices: tuple[str, ...] = ()
 
     def rows(self) -> Iterator[tuple[str, object, str]]:
@@ -138,8 +188,9 @@ def setting_keys() -> tuple[str, ...]:
     """Every key that can be set, dotted."""
     limits = tuple(f"limits.{name}" for name in Limits.model_fields)
     engine = tuple(f"engine.{name}" for name in EngineOptions.model_fields)
-    plain = (name for name in Settings.model_fields if name not in {"limits", "engine"})
-    return (*plain, *limits, *engine)
+    rules = tuple(f"permissions.{name}" for name in PermissionRules.model_fields)
+    plain = (name for name in Settings.model_fields if name not in {"limits", "engine", "permissions"})
+    return (*plain, *limits, *engine, *rules)
 
 
 def value_of(settings: Settings, key: str) -> object:
@@ -161,20 +212,55 @@ def user_config_file(env: Mapping[str, str]) -> Path:
     return Unix("punie").user_config_path / "config.toml"
 
 
-def project_config_file(cwd: Path) -> Path | None:
-    """The nearest `.punie/config.toml` from cwd up to the directory that holds `.git`; None when there is none."""
-    cwd = cwd.resolve()
-    candidates = [cwd, *cwd.parents]
-    roots = [index for index, path in enumerate(candidates) if (path / ".git").exists()]
-    reach = roots[0] + 1 if roots else 1
-    files = (path / ".punie" / "config.toml" for path in candidates[:reach])
+def home_of(env: Mapping[str, str]) -> Path | None:
+    """The home directory the environment names, None when it names none."""
+    home = env.get("HOME", "")
+    return Path(home) if Path(home).is_absolute() else None
+
+
+def project_config_file(cwd: Path, *, home: Path | None = None) -> Path | None:
+    """The nearest `.punie/config.toml` from cwd up to the root of the project; None when there is none."""
+    cwd, root = cwd.resolve(), project_root(cwd, home=home)
+    places = [path for path in (cwd, *cwd.parents) if path.is_relative_to(root)]
+    files = (path / ".punie" / "config.toml" for path in places)
     return next((file for file in files if file.is_file()), None)
+
+
+def local_rules_file(root: Path, env: Mapping[str, str]) -> Path:
+    """Where the rules granted in one directory are kept: in the user's state directory, never in the project."""
+    return state_directory(env) / "projects" / f"{workspace_key(root)}.toml"
+
+
+def trust_store(env: Mapping[str, str]) -> TrustStore:
+    """The user's store of trusted directories."""
+    return TrustStore(state_directory(env), home_of(env))
+
+
+def remember_rules(file: Path, rules: Sequence[str], *, root: Path) -> None:
+    """Add rules to what is allowed in a directory from now on. Raises ConfigError if they cannot be written."""
+    try:
+        with locked(file.parent):
+            known = _toml_layer(file).get("permissions.allow")
+            before = known.value if known and isinstance(known.value, list) else []
+            lines = [f"  {json.dumps(rule)}," for rule in dict.fromkeys([*map(str, before), *rules])]
+            header = "# What was always allowed in " + json.dumps(str(root))
+            write_private(file, "\n".join([header, "[permissions]", "allow = [", *lines, "]", ""]))
+    except OSError as error:
+        raise ConfigError(f"{file}: cannot be written: {error.strerror}.") from error
 
 
 @dataclass(frozen=True)
 class _Entry:
     value: object
     source: str
+    places: tuple[str, ...] = ()
+    """The source of each item of a list, where it is known."""
+
+    def items(self) -> Iterator[tuple[object, str]]:
+        """Every item of a list with its source."""
+        values = self.value if isinstance(self.value, list | tuple) else ()
+        places = self.places or (self.source,) * len(values)
+        yield from zip(values, places, strict=True)
 
 
 _Layer = Mapping[str, _Entry]
@@ -186,19 +272,35 @@ def load_settings(*, cwd: Path, env: Mapping[str, str], flags: Mapping[str, obje
 
     Raises ConfigError naming file, line and key.
     """
-    user_file = user_config_file(env)
-    project_file = project_config_file(cwd)
-    layers = [_toml_layer(user_file)]
+    home = home_of(env)
+    root, user_file = project_root(cwd, home=home), user_config_file(env)
+    project_file, local_file = project_config_file(cwd, home=home), local_rules_file(root, env)
+    user = _toml_layer(user_file)
+    trusted = root in trust_store(env) or _is_listed(root, user, home=home)
+    layers = [user]
     notices: tuple[str, ...] = ()
-    if project_file and _is_trusted(project_file, layers[0]):
-        layers.append(_project_layer(project_file))
+    if project_file and trusted:
+        layers.append(_project_layer(project_file, user))
     elif project_file:
-        notices = (f"{project_file} is not read: {project_file.parent.parent} is not in trusted_projects.",)
-    layers += [_env_layer(env), _flag_layer(flags)]
+        notices = (f"{project_file} is not read: {root} is not trusted. `punie trust` trusts it.",)
+    layers += [_local_layer(local_file), _env_layer(env)]
+    for layer in layers:
+        _refuse_bypass(layer)
+    layers.append(_flag_layer(flags))
     for layer in layers:
         _check(layer)
     settings, sources = _merge(layers)
-    return Resolved(settings, sources, user_file=user_file, project_file=project_file, notices=notices)
+    return Resolved(
+        settings,
+        sources,
+        user_file=user_file,
+        project_file=project_file,
+        root=root,
+        trusted=trusted,
+        rules=_rules_of(layers),
+        local_file=local_file,
+        notices=notices,
+    )
 
 
 def _toml_layer(file: Path) -> _Layer:
@@ -216,7 +318,20 @@ def _toml_layer(file: Path) -> _Layer:
         line = re.search(r"at line (\d+)", str(error))
         place = f"{file}:{line[1]}" if line else f"{file}"
         raise ConfigError(f"{place}: invalid TOML: {error}.", "`punie config edit` opens the file.") from error
-    return {key: _Entry(value, f"{file}:{_line_of(key, text)}") for key, value in _flat(tables)}
+    return {key: _entry(file, text, key=key, value=value) for key, value in _flat(tables)}
+
+
+def _entry(file: Path, text: str, *, key: str, value: object) -> _Entry:
+    first = _line_of(key, text)
+    if key not in _RULES or not isinstance(value, list):
+        return _Entry(value, f"{file}:{first}")
+    lines = list(enumerate(text.splitlines(), start=1))[first - 1 :]
+    found = (next((number for number, line in lines if _quoted_in(line, item)), first) for item in value)
+    return _Entry(value, f"{file}:{first}", tuple(f"{file}:{number}" for number in found))
+
+
+def _quoted_in(line: str, item: object) -> bool:
+    return json.dumps(item, ensure_ascii=False) in line or f"'{item}'" in line
 
 
 def _flat(tables: Mapping[str, object]) -> Iterator[tuple[str, object]]:
@@ -255,7 +370,7 @@ def _from_text(key: str, text: str) -> object:
     try:
         return json.loads(text)
     except json.JSONDecodeError:
-        return [word.strip() for word in text.split(",") if word.strip()]
+        return list(split_rules(text)) if key in _RULES else [word.strip() for word in text.split(",") if word.strip()]
 
 
 def _flag_layer(flags: Mapping[str, object]) -> _Layer:
@@ -263,25 +378,69 @@ def _flag_layer(flags: Mapping[str, object]) -> _Layer:
     return {key: _Entry(value, "--" + key.split(".")[-1].replace("_", "-")) for key, value in given.items()}
 
 
-def _is_trusted(project_file: Path, user: _Layer) -> bool:
+def _is_listed(root: Path, user: _Layer, *, home: Path | None) -> bool:
+    """Whether the user's own file names the directory; the home directory and `/` cannot be named."""
     entry = user.get("trusted_projects")
     paths = entry.value if entry and isinstance(entry.value, list) else ()
-    directory = project_file.parent.parent
-    return any(isinstance(path, str) and Path(path).expanduser().resolve() == directory for path in paths)
+    if root in {Path(root.anchor), home and home.resolve()}:
+        return False
+    return any(isinstance(path, str) and Path(path).expanduser().resolve() == root for path in paths)
 
 
-def _project_layer(file: Path) -> _Layer:
+def _project_layer(file: Path, user: _Layer) -> _Layer:
+    """What a trusted project sets. It never widens what Punie may do, and never says where its words are sent."""
     layer = _toml_layer(file)
     for key, entry in layer.items():
         if key.split(".")[0] in Settings.model_fields and key.split(".")[0] not in PROJECT_KEYS:
             raise ConfigError(f"{entry.source}: a project cannot set '{key}'.", "Set it in your own config.toml.")
     model = layer.get("model")
-    if model and "@" in str(model.value):
+    if model and _names_a_service(str(model.value)):
         raise ConfigError(
             f"{model.source}: a project cannot choose the server its model runs on ('model').",
             "Name the server in your own config.toml under [aliases].",
         )
+    own, tools = user.get("tools"), layer.get("tools")
+    if own and tools and isinstance(own.value, list) and isinstance(tools.value, list):
+        fewer = [name for name in tools.value if name in own.value]
+        return {**layer, "tools": _Entry(fewer, tools.source)}
     return layer
+
+
+def _names_a_service(spec: str) -> bool:
+    """Whether a model spec is anything but `local`, `local:NAME`, or a name that the user gave to one."""
+    return spec.partition(":")[0] == "claude" or (":" in spec and not spec.startswith("local:")) or "@" in spec
+
+
+def _local_layer(file: Path) -> _Layer:
+    layer = _toml_layer(file)
+    for key, entry in layer.items():
+        if not key.startswith("permissions."):
+            raise ConfigError(f"{entry.source}: only [permissions] may stand here, not '{key}'.", f"Delete {file}.")
+    return layer
+
+
+def _refuse_bypass(layer: _Layer) -> None:
+    mode = layer.get("permission_mode")
+    if mode and mode.value == "bypassPermissions":
+        raise ConfigError(
+            f"{mode.source}: permission mode 'bypassPermissions' can only be chosen on the command line.",
+            "Give --permission-mode bypassPermissions, or --yolo, to the run that needs it.",
+        )
+
+
+def _rules_of(layers: Sequence[_Layer]) -> RuleSet:
+    """The rules of all layers; a stronger layer adds to the others, only `allowed_tools` takes their place."""
+    allowed = [layer["allowed_tools"] for layer in layers if "allowed_tools" in layer][-1:]
+
+    def rules(*keys: str, more: Sequence[_Entry] = ()) -> tuple[Rule, ...]:
+        entries = [*(layer[key] for layer in layers for key in keys if key in layer), *more]
+        return tuple(parse_rule(str(text), source=place) for entry in entries for text, place in entry.items())
+
+    return RuleSet(
+        deny=rules("permissions.deny", "disallowed_tools"),
+        ask=rules("permissions.ask"),
+        allow=rules("permissions.allow", more=allowed),
+    )
 
 
 def _check(layer: _Layer) -> None:
@@ -289,10 +448,20 @@ def _check(layer: _Layer) -> None:
     for key, entry in layer.items():
         if key not in setting_keys() and not key.startswith(_NAMED):
             raise ConfigError(f"{entry.source}: unknown setting '{key}'.{_did_you_mean(key)}")
+        if key in _RULES:
+            _check_rules(key, entry)
         try:
             Settings.model_validate(_nested({key: entry.value}))
         except ValidationError as error:
             raise ConfigError(f"{entry.source}: setting '{key}' is wrong: {_problem(error)}") from error
+
+
+def _check_rules(key: str, entry: _Entry) -> None:
+    for text, place in entry.items():
+        try:
+            parse_rule(str(text))
+        except ValueError as error:
+            raise ConfigError(f"{place}: {error}", f"It stands in '{key}'.") from None
 
 
 def _problem(error: ValidationError) -> str:
@@ -314,6 +483,7 @@ def _did_you_mean(key: str) -> str:
 
 def _merge(layers: Sequence[_Layer]) -> tuple[Settings, Mapping[str, str]]:
     """Every layer is a settings source; pydantic-settings merges them, tables key by key."""
+    layers = [*layers[:-1], {**layers[-1], **_added_up(layers)}]
     tables = [_nested({key: entry.value for key, entry in layer.items()}) for layer in layers]
 
     class Layered(Settings):
@@ -332,6 +502,16 @@ def _merge(layers: Sequence[_Layer]) -> tuple[Settings, Mapping[str, str]]:
         for key, entry in layer.items():
             sources[key.split(".")[0] if key.startswith(_NAMED) else key] = entry.source
     return Layered(), MappingProxyType(sources)
+
+
+def _added_up(layers: Sequence[_Layer]) -> _Layer:
+    """The lists that no layer may shorten, whole, with the source of the strongest layer that adds to them."""
+    found = {key: [layer[key] for layer in layers if key in layer] for key in _ADDING_UP}
+    return {
+        key: _Entry(list(dict.fromkeys(item for entry in entries for item, _ in entry.items())), entries[-1].source)
+        for key, entries in found.items()
+        if entries
+    }
 
 
 def _nested(flat: Mapping[str, object]) -> dict[str, object]:

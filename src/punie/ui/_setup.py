@@ -41,8 +41,7 @@ def prepare(options: Options, *, env: Mapping[str, str]) -> Setup:
     """Read the settings and check what names tools and modes. Loads no model library."""
     resolved = load_settings(cwd=options.cwd, env=env, flags=options.flags())
     settings = resolved.settings
-    for names in (settings.tools, settings.allowed_tools, settings.disallowed_tools):
-        _check_tools(names)
+    _check_tools(settings.tools)
     mode = settings.permission_mode
     if mode not in MODES:
         source = resolved.sources["permission_mode"]
