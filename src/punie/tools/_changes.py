@@ -21,6 +21,7 @@ from punie.tools._paths import (
     NotRegularFileError,
     OutsideWorkspaceError,
     located,
+    missing_directories,
     read_located,
     relative_path,
 )
@@ -184,10 +185,17 @@ def apply(workspace: Workspace, change: Change) -> Answer | None:
 
     ModelRetry if the file is no longer what the change was made from.
     """
+    journal = workspace.journal
+    if journal is not None and change.before is None:
+        journal.creating(missing_directories(workspace.root, change.relative))
     try:
         with located(workspace.root, change.relative, create_parents=change.before is None) as place:
             _refuse_repository(place.relative)
-            _write(place, change)
+            status = _status(place)
+            if journal is not None:
+                mode = status.st_mode if status else None
+                journal.changing(place.relative, before=change.before, after=change.after, mode=mode)
+            _write(place, change, status)
     except OutsideWorkspaceError:
         raise outside(change.relative) from None
     except OSError as error:
@@ -202,12 +210,12 @@ def _refuse_repository(relative: str) -> None:
         raise ModelRetry("Files in .git are not for editing. Use git through run_command.")
 
 
-def _write(place: Located, change: Change) -> None:
-    status = _status(place)
-    with _temporary(place) as (name, descriptor):
-        _fill(descriptor, change.after)
+def _write(place: Located, change: Change, status: os.stat_result | None) -> None:
+    with temporary(place) as (name, descriptor):
+        fill(descriptor, change.after)
         if status is not None:
-            _keep_owner_and_mode(descriptor, status)
+            keep_owner(descriptor, status)
+            os.fchmod(descriptor, stat.S_IMODE(status.st_mode))
         os.fsync(descriptor)
         if _current(place) != change.before:
             raise ModelRetry(f"{printable(change.relative)} changed meanwhile. Read it again with read_file first.")
@@ -228,7 +236,8 @@ def _status(place: Located) -> os.stat_result | None:
 
 
 @contextmanager
-def _temporary(place: Located) -> Iterator[tuple[str, int]]:
+def temporary(place: Located) -> Iterator[tuple[str, int]]:
+    """A new file beside `place`, by name and descriptor; it is gone at the end unless it was renamed."""
     name = f".punie-{secrets.token_hex(8)}"
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     descriptor = os.open(name, flags, 0o666, dir_fd=place.directory)
@@ -240,18 +249,19 @@ def _temporary(place: Located) -> Iterator[tuple[str, int]]:
             os.unlink(name, dir_fd=place.directory)
 
 
-def _fill(descriptor: int, data: bytes) -> None:
+def fill(descriptor: int, data: bytes) -> None:
+    """Write all of the data."""
     left = memoryview(data)
     while left:
         left = left[os.write(descriptor, left) :]
 
 
-def _keep_owner_and_mode(descriptor: int, status: os.stat_result) -> None:
+def keep_owner(descriptor: int, status: os.stat_result) -> None:
+    """Give an open file the owner and the group of another one, where that is allowed."""
     own = os.fstat(descriptor)
     if (own.st_uid, own.st_gid) != (status.st_uid, status.st_gid):
         with suppress(PermissionError):  # only root may give a file away
             os.fchown(descriptor, status.st_uid, status.st_gid)
-    os.fchmod(descriptor, stat.S_IMODE(status.st_mode))
 
 
 def _current(place: Located) -> bytes | None:

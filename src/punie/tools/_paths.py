@@ -66,6 +66,13 @@ def located(root: Path, path: str, *, create_parents: bool = False) -> Iterator[
         walk.close()
 
 
+def missing_directories(root: Path, path: str) -> list[bytes]:
+    """The directories on the way to a path that are not there yet, outermost first."""
+    parents = os.fsencode(path).split(b"/")[:-1]
+    places = [b"/".join(parents[: depth + 1]) for depth in range(len(parents))]
+    return [place for place in places if not os.path.lexists(os.path.join(os.fsencode(root), place))]  # noqa: PTH118 - bytes
+
+
 class _Walk:
     """One walk: the open directories from the root down, closed together."""
 

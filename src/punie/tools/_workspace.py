@@ -3,19 +3,35 @@
 import hashlib
 import os
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Protocol
 
 from punie.tools._index import Index
 from punie.tools._walk import Entry, walk_files
+
+
+class Journal(Protocol):
+    """Keeps what a tool is about to change, so that it can be taken back."""
+
+    def creating(self, directories: Sequence[bytes]) -> None:
+        """Directories that do not exist yet will be made, outermost first; paths are from the root."""
+        ...
+
+    def changing(self, relative: str, *, before: bytes | None, after: bytes, mode: int | None) -> None:
+        """A file with these bytes and this `st_mode` (None: there is none) will be replaced by one with others.
+
+        When this returns, what was there is on the disk a second time.
+        """
+        ...
 
 
 class Workspace:
     """What the tools get from the agent: a root they never leave, an index, and a record of what was read.
 
     `seen` maps paths from the root to the SHA-256 of the bytes the model saw last. `environment` is the source of the
-    variables that commands get; only harmless ones are handed on.
+    variables that commands get; only harmless ones are handed on. `journal` is told of every file before it changes.
     """
 
     def __init__(
@@ -33,6 +49,7 @@ class Workspace:
         self.search_timeout_s = search_timeout_s
         self.environment: Mapping[str, str] = os.environ if environment is None else environment
         self.seen: dict[str, str] = {}
+        self.journal: Journal | None = None
 
     @cached_property
     def index(self) -> Index:
