@@ -1,6 +1,7 @@
 """LoRA or DoRA on a model in memory, and the adapter directory it is saved to: MLX's format, in 16 bits."""
 
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -8,7 +9,7 @@ from typing import Any, cast
 from mlx.utils import tree_flatten
 from mlx_lm.tuner.utils import linear_to_lora_layers
 
-from punie.backends._files import replacing, write_text
+from punie.backends._files import write_text
 from punie.backends._mlx import mx
 from punie.errors import ConfigError
 from punie_training.recipe import Lora
@@ -33,8 +34,18 @@ def continue_from(model: Any, file: Path) -> None:
     saved = cast("dict[str, mx.array]", mx.load(str(file)))
     own = weights(model)
     if {name: value.shape for name, value in saved.items()} != {name: value.shape for name, value in own.items()}:
-        raise ConfigError(f"{file} does not fit the [lora] table of the recipe.")
+        raise ConfigError(
+            f"{file} does not fit the [lora] table of the recipe: {_difference(saved, own)}.",
+            "Give [lora] the values of the run that it starts from.",
+        )
     model.load_weights([(name, value.astype(own[name].dtype)) for name, value in saved.items()], strict=False)
+
+
+def _difference(saved: Mapping[str, mx.array], own: Mapping[str, mx.array]) -> str:
+    """The first matrix that one has and the other has not, or has in another shape."""
+    name = min(n for n in saved.keys() | own.keys() if n not in saved or n not in own or saved[n].shape != own[n].shape)
+    found, wanted = (str(tuple(m[name].shape)) if name in m else "none" for m in (saved, own))
+    return f"{name} is {found} there, and {wanted} here"
 
 
 def weights(model: Any) -> dict[str, mx.array]:
@@ -45,17 +56,24 @@ def weights(model: Any) -> dict[str, mx.array]:
 def save_adapter(
     trained: Mapping[str, mx.array], out: Path, *, lora: Lora, template: str, manifest: Mapping[str, object]
 ) -> Path:
-    """Write `adapters.safetensors`, its configuration, the chat template and the manifest into `out`.
+    """Write `adapters.safetensors`, its configuration, the chat template and the manifest into `out`, all or nothing.
 
     Matrices are float16; the lengths of DoRA are float32, for an error in one is the same error in a whole row.
     """
-    out.mkdir(parents=True, exist_ok=True)
     config = {"fine_tune_type": lora.kind, "num_layers": lora.layers, "lora_parameters": _parameters(lora)}
-    write_text(out / "adapter_config.json", json.dumps(config, indent=2) + "\n")
-    write_text(out / "chat_template.jinja", template)
-    write_text(out / "manifest.json", json.dumps(manifest, indent=2) + "\n")
-    with replacing(out / "adapters.safetensors") as part:
-        write_arrays(part, {name: _rounded(value) for name, value in trained.items()}, metadata={})
+    part = out.with_name(f"{out.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    try:
+        write_text(part / "adapter_config.json", json.dumps(config, indent=2) + "\n")
+        write_text(part / "chat_template.jinja", template)
+        write_text(part / "manifest.json", json.dumps(manifest, indent=2) + "\n")
+        rounded = {name: _rounded(value) for name, value in trained.items()}
+        write_arrays(part / "adapters.safetensors", rounded, metadata={})
+        shutil.rmtree(out, ignore_errors=True)
+        part.rename(out)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
     return out
 
 

@@ -3,7 +3,8 @@
 import hashlib
 import json
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -12,11 +13,23 @@ from mlx.utils import tree_flatten, tree_unflatten
 
 from punie.backends._files import replacing
 from punie.backends._mlx import mx
-from punie.errors import UsageError
+from punie.errors import ModelError, UsageError
 from punie.wire import Example
 from punie_training.adapter import weights, write_arrays
 
 _WEIGHTS, _OPTIMIZER = "weights/", "optimizer/"
+
+
+@contextmanager
+def storing(out: Path) -> Iterator[None]:
+    """Turn a failed write into a ModelError that says how the run in `out` goes on."""
+    try:
+        yield
+    except OSError as error:
+        raise ModelError(
+            f"The run cannot be stored in {out}: {error.strerror or error}.",
+            "Its last state is whole. Free some space, then give the same command with --resume.",
+        ) from error
 
 
 @dataclass(frozen=True)
@@ -43,6 +56,8 @@ class Checkpoint:
         arrays = {_WEIGHTS + name: value for name, value in weights(model).items()}
         arrays |= {_OPTIMIZER + name: value for name, value in dict(tree_flatten(optimizer.state)).items()}
         points = json.dumps([asdict(point) for point in history])
+        for left_over in self.path.parent.glob(f"{self.path.name}.*.part"):  # of a process that was killed
+            left_over.unlink()
         with replacing(self.path) as part:
             write_arrays(part, arrays, metadata={**self.identity, "history": points})
 

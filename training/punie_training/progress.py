@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.progress import BarColumn, TaskID, TextColumn
 from rich.progress import Progress as Bar
 
+from punie_training.checkpoint import storing
 from punie_training.trainer import Forecast, Step
 
 _SECONDS_BETWEEN_LINES = 15.0
@@ -24,7 +25,8 @@ class Progress:
         self._spoke = 0.0
 
     def __enter__(self) -> Self:
-        self._log.parent.mkdir(parents=True, exist_ok=True)
+        with storing(self._log.parent):
+            self._log.parent.mkdir(parents=True, exist_ok=True)
         if self._bar:
             self._bar.start()
         return self
@@ -70,7 +72,7 @@ class Progress:
             self._stream.flush()
 
     def _write(self, text: str) -> None:
-        with self._log.open("a", encoding="utf-8") as file:
+        with storing(self._log.parent), self._log.open("a", encoding="utf-8") as file:
             file.write(text + "\n")
 
 

@@ -3,6 +3,8 @@
 import hashlib
 import json
 import tomllib
+from collections.abc import Iterator
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Literal, Self
 
@@ -122,7 +124,10 @@ class Recipe(_Part):
             raise ConfigError(f"{path} is not valid TOML: {error}.") from error
         except ValidationError as error:
             first = error.errors()[0]
-            raise ConfigError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}.") from error
+            key = ".".join(map(str, first["loc"]))
+            if first["type"] == "extra_forbidden":
+                raise ConfigError(f"{path}: there is no key {key}.", _nearest(key)) from error
+            raise ConfigError(f"{path}: {key}: {first['msg'].removeprefix('Value error, ')}.") from error
 
     @property
     def hash(self) -> str:
@@ -133,3 +138,23 @@ class Recipe(_Part):
             del values["lora"]["kind"]  # and so can those from before there was DoRA
         text = json.dumps(values, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _nearest(key: str) -> str:
+    """A hint at the key that was meant: one of the same table, of the same name in another, or a table."""
+    keys = list(_keys(Recipe))
+    table, _, name = key.rpartition(".")
+    here = [known for known in keys if known.rpartition(".")[0] == table]
+    close = [known for known in keys if known.rpartition(".")[2] == name]
+    close = close or get_close_matches(key, here, n=1)
+    close = close or get_close_matches(key, keys, n=1)
+    close = close or [known for known in keys if get_close_matches(name, [known.rpartition(".")[2]])]
+    return f"Did you mean {close[0]}?" if close else f"These there are: {', '.join(here or keys)}."
+
+
+def _keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    """The tables of a recipe and the keys in them, dotted."""
+    for name, field in model.model_fields.items():
+        yield prefix + name
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from _keys(field.annotation, f"{prefix}{name}.")

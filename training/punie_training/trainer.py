@@ -15,6 +15,7 @@ from punie.backends._mlx import mx, optimizers, require_blas  # isort: skip
 from mlx.nn.utils import value_and_grad
 from mlx.utils import tree_map
 
+from punie.backends._adapters import refuse_other_base
 from punie.errors import ModelError, UsageError
 from punie.wire import Example
 from punie_training import plan
@@ -22,7 +23,7 @@ from punie_training._loss import collate, shared_prefix, summed_loss
 from punie_training._memory import Measured, keep_freed_memory, parse_size, peak_bytes
 from punie_training.adapter import add_lora, continue_from, save_adapter, weights
 from punie_training.base import digest, load
-from punie_training.checkpoint import Checkpoint, Point, fingerprint
+from punie_training.checkpoint import Checkpoint, Point, fingerprint, storing
 from punie_training.recipe import Recipe
 
 _UPDATES_BETWEEN_STATES = 10
@@ -107,13 +108,14 @@ class _Run:
         self.recipe, self.out, self.template = recipe, out, template
         self.chosen = plan.select(rows, recipe)
         if not self.chosen.train:
-            raise UsageError("No row is left to train on.", f"{len(rows)} were given; see [data] in the recipe.")
+            raise _nothing_left(rows, self.chosen, recipe)
         self.prefix = shared_prefix(self.chosen.train)
         self.updates = plan.updates(self.chosen.train, recipe, prefix=self.prefix)
         self.model = load(base)
         add_lora(self.model, recipe.lora, seed=recipe.seed)
         start = out.parent / recipe.start / "adapter" / "adapters.safetensors" if recipe.start else None
         if start:
+            refuse_other_base(start.parent, base)
             continue_from(self.model, start)
         self.model.train()
         self.optimizer = optimizers.AdamW(
@@ -138,7 +140,8 @@ class _Run:
         """Take up the state in `out`, or start a fresh one; returns the first update to do."""
         if self.checkpoint.path.exists() and not resume:
             raise UsageError(f"{self.out} holds a run already.", "Continue it with --resume, or choose another --out.")
-        self.out.mkdir(parents=True, exist_ok=True)
+        with storing(self.out):
+            self.out.mkdir(parents=True, exist_ok=True)
         if self.checkpoint.path.exists():
             self.history = list(self.checkpoint.restore(self.model, self.optimizer))
         return len(self.history)
@@ -179,7 +182,8 @@ class _Run:
             point, count = self._update(number)
             elapsed = time.perf_counter() - at
             self.history.append(point)
-            self._save(number)
+            with storing(self.out):
+                self._save(number)
             done, left = sum(sizes[start : number + 1]), sum(sizes[number + 1 :])
             yield Step(
                 update=number + 1,
@@ -270,7 +274,16 @@ class _Run:
         return self.prefix + width * len(batch)
 
     def checkpoints(self) -> tuple[Path, ...]:
-        return tuple(sorted((self.out / "checkpoints").iterdir()))
+        return tuple(sorted(path for path in (self.out / "checkpoints").iterdir() if path.name.isdigit()))
+
+
+def _nothing_left(rows: Sequence[Example], chosen: plan.Selection, recipe: Recipe) -> UsageError:
+    cause = f"No row is left to train on: of {len(rows)}, {chosen.too_long} are longer than {recipe.data.max_tokens} "
+    cause += f"tokens, {chosen.nothing_to_learn} have nothing to learn."
+    shortest = min((len(row.tokens) for row in rows), default=0)
+    if chosen.too_long:
+        return UsageError(cause, f"The shortest has {shortest} tokens; raise max_tokens under [data] in the recipe.")
+    return UsageError(cause, "See what the rows are: punie train data check FILE")
 
 
 def _number(value: mx.array) -> float:
@@ -310,7 +323,8 @@ def main(argv: Sequence[str]) -> int:
             on_start=progress.start,
             on_step=progress.step,
         )
-        write_curve(result.history, out)
+        with storing(out):
+            write_curve(result.history, out)
         progress.say(f"adapter in {result.adapter}, {len(result.checkpoints)} checkpoints beside it")
         progress.say(f"peak memory {peak_bytes() / 1e9:.2f} GB")
     return 0
