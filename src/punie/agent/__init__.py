@@ -4,13 +4,18 @@ from punie.agent.approval import Approver, Decision, Request, approver_for, refu
 from punie.agent.events import Event, TurnEnded
 from punie.agent.factory import create_agent
 from punie.agent.loop import run_turn
+from punie.agent.session import Session, SessionStore
+from punie.agent.undo import Undone
 
 __all__ = [
     "Approver",
     "Decision",
     "Event",
     "Request",
+    "Session",
+    "SessionStore",
     "TurnEnded",
+    "Undone",
     "approver_for",
     "create_agent",
     "refuse",

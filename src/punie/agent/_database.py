@@ -63,7 +63,7 @@ class Database:
         self.directory = directory
         self.notices: tuple[str, ...] = ()
         self._mutex = threading.RLock()
-        with self._explained():
+        with self.explained():
             _private_directory(directory)
             with _locked(directory / "open.lock"):
                 self._use = _descriptor(directory / "use.lock")
@@ -90,7 +90,7 @@ class Database:
     @contextmanager
     def writing(self) -> Iterator[sqlite3.Connection]:
         """One transaction: all of it is on the disk when this ends, or none of it."""
-        with self._mutex, self._explained():
+        with self._mutex, self.explained():
             self._connection.execute("BEGIN IMMEDIATE")
             try:
                 yield self._connection
@@ -102,11 +102,12 @@ class Database:
 
     def rows(self, sql: str, *values: object) -> list[Row]:
         """All rows of a query."""
-        with self._mutex, self._explained():
+        with self._mutex, self.explained():
             return self._connection.execute(sql, values).fetchall()
 
     @contextmanager
-    def _explained(self) -> Iterator[None]:
+    def explained(self) -> Iterator[None]:
+        """Failures of the disk, as a SessionError."""
         try:
             yield
         except (sqlite3.Error, OSError) as error:

@@ -5,6 +5,7 @@ from pydantic_ai.capabilities import HandleDeferredToolCalls
 from pydantic_ai.models import Model
 
 from punie import tools
+from punie.agent._recorded import Recorded
 from punie.agent._room import Shrinking
 from punie.agent.approval import Approver, Gate, refuse
 from punie.agent.guards import ReplyGuard, ToolGuard
@@ -38,7 +39,7 @@ def create_agent(
         instructions=instructions_for(config, compact=compact),
         model_settings=model_settings(config, engine),
         retries={"tools": TOOL_RETRIES, "output": OUTPUT_RETRIES},
-        toolsets=[tools.toolset(config.tools).approval_required(gate.needs_approval)],
+        toolsets=[Recorded(tools.toolset(config.tools)).approval_required(gate.needs_approval)],
         capabilities=[
             HandleDeferredToolCalls(gate.decide),
             ReplyGuard(asks_again=not compact),

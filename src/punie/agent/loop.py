@@ -6,6 +6,7 @@ PydanticAI drives the model and the tools; this only watches its events and says
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing
+from dataclasses import replace
 from typing import TypeVar
 
 from pydantic_ai import Agent, CancellationToken, UsageLimits
@@ -13,11 +14,13 @@ from pydantic_ai.exceptions import AgentRunError, RunCancelled
 from pydantic_ai.messages import ModelMessage
 
 from punie.agent import failures
+from punie.agent._recorded import Recorder
 from punie.agent._turn import Stopwatch, Turn
-from punie.agent.events import Event, Notice
+from punie.agent.events import Event, Notice, TurnEnded
+from punie.agent.session import Session
 from punie.backends._notices import listening
 from punie.config import AgentConfig
-from punie.errors import Interrupted, PunieError
+from punie.errors import Interrupted, PunieError, SessionError
 from punie.tools import Workspace
 
 T = TypeVar("T")
@@ -31,12 +34,19 @@ async def run_turn(
     config: AgentConfig,
     history: Sequence[ModelMessage] = (),
     cancellation: CancellationToken | None = None,
+    session: Session | None = None,
 ) -> AsyncGenerator[Event, None]:
     """Run one turn and yield what happens.
 
     Cancelling the token, or the task that iterates, ends the turn as "interrupted" with what there is of an
     answer. A cancelled task still gets `TurnEnded`; the next step of the iteration then raises CancelledError.
+
+    With a session the turn is stored as it goes, and what it changes can be undone. A turn that cannot be stored is
+    not begun, and one that can no longer be stored ends as "error". ValueError if the session is one of another
+    directory. `history` is still what the model is given: `session.messages` to go on.
     """
+    if session is not None and session.workspace != workspace.root:
+        raise ValueError(f"the session is one of {session.workspace}, not of {workspace.root}")
     turn = Turn(history=tuple(history), names=config.tools, stopwatch=(stopwatch := Stopwatch()))
     cancelled: asyncio.CancelledError | None = None
     stream = agent.run_stream_events(
@@ -44,11 +54,14 @@ async def run_turn(
         deps=workspace,
         message_history=list(history),
         usage_limits=UsageLimits(request_limit=None),  # ToolGuard counts requests, and can be configured above 50
-        capabilities=[stopwatch],
+        capabilities=[stopwatch, *([Recorder(session)] if session is not None else [])],
         cancellation_token=cancellation,
     )
     error: PunieError | None = None
     try:
+        if session is not None:
+            session.begin(model=config.model, title=prompt)
+            workspace.journal = session
         async with stream as run:
             turn.follow(run)
             async with aclosing(_with_notices(run)) as events:
@@ -63,10 +76,23 @@ async def run_turn(
         error = failures.translated(raised)
     except asyncio.CancelledError as raised:
         error, cancelled = Interrupted("Interrupted."), raised
+    finally:
+        workspace.journal = None
     for seen in turn.end(error):
-        yield seen
+        yield _stored(seen, session) if isinstance(seen, TurnEnded) and session is not None else seen
     if cancelled is not None:
         raise cancelled
+
+
+def _stored(ended: TurnEnded, session: Session) -> TurnEnded:
+    """The end of the turn once it is on the disk; an answer that could not be stored is no success."""
+    try:
+        session.sync(ended.messages)
+    except SessionError as error:
+        return (
+            ended if ended.error else replace(ended, stop_reason="error", error=str(error), exit_code=error.exit_code)
+        )
+    return ended
 
 
 async def _with_notices(events: AsyncIterator[T]) -> AsyncGenerator[T | Notice, None]:
