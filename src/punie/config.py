@@ -189,8 +189,9 @@ def setting_keys() -> tuple[str, ...]:
     limits = tuple(f"limits.{name}" for name in Limits.model_fields)
     engine = tuple(f"engine.{name}" for name in EngineOptions.model_fields)
     rules = tuple(f"permissions.{name}" for name in PermissionRules.model_fields)
-    plain = (name for name in Settings.model_fields if name not in {"limits", "engine", "permissions"})
-    return (*plain, *limits, *engine, *rules)
+    sandbox = tuple(f"sandbox.{name}" for name in SandboxOptions.model_fields)
+    plain = (name for name in Settings.model_fields if name not in {"limits", "engine", "permissions", "sandbox"})
+    return (*plain, *limits, *engine, *rules, *sandbox)
 
 
 def value_of(settings: Settings, key: str) -> object:

@@ -11,6 +11,7 @@ import pytest
 from pydantic_ai import ModelRetry
 from tests.tools.project import Project
 
+from punie.config import SandboxOptions
 from punie.tools import Workspace
 from punie.tools.run_command import run_command
 
@@ -67,7 +68,7 @@ async def test_the_environment_is_short(project: Project):
     project.workspace = Workspace(project.root, environment=source)
     names = {line.partition("=")[0] for line in (await run(project, "env"))[1:]}
     assert names - {"PWD", "SHLVL", "_", "OLDPWD"} == {
-        *("PATH", "HOME", "LC_ALL", "TERM", "NO_COLOR", "PAGER", "GIT_PAGER", "GIT_TERMINAL_PROMPT"),
+        *("PATH", "HOME", "LC_ALL", "TERM", "NO_COLOR", "PAGER", "GIT_PAGER", "GIT_TERMINAL_PROMPT", "TMPDIR"),
     }
 
 
@@ -149,10 +150,10 @@ async def test_cancelling_ends_the_processes(project: Project, mark: str):
 async def test_nothing_outlives_a_killed_agent(project: Project, mark: str, tmp_path: Path):
     script = tmp_path / "agent.py"
     script.write_text(
-        "import asyncio, sys\nfrom pathlib import Path\nfrom punie.tools._process import run\n"
-        f"asyncio.run(run('sleep {mark}', cwd=Path.cwd(), environment={{'PATH': sys.argv[1]}}, timeout_s=60))\n"
+        "import asyncio, sys\nfrom punie.tools import Workspace\nfrom punie.tools._process import run\n"
+        f"asyncio.run(run('sleep {mark}', sandbox=Workspace(sys.argv[1]).sandbox, timeout_s=60))\n"
     )
-    agent = await asyncio.create_subprocess_exec(sys.executable, str(script), os.environ["PATH"])
+    agent = await asyncio.create_subprocess_exec(sys.executable, str(script), str(tmp_path))
     assert await until(lambda: alive(f"sleep {mark}"))
     agent.send_signal(signal.SIGKILL)
     await agent.wait()
@@ -161,6 +162,7 @@ async def test_nothing_outlives_a_killed_agent(project: Project, mark: str, tmp_
 
 @on_linux
 async def test_a_shell_that_kills_its_supervisor_dies_with_it(project: Project):
+    project.workspace = Workspace(project.root, sandbox=SandboxOptions(mode="off"))
     started = time.monotonic()
     result = await run(project, "kill -9 $PPID; sleep 40; echo survived")
     assert "survived" not in result

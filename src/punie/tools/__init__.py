@@ -8,6 +8,7 @@ from pydantic_ai import FunctionToolset, Tool
 from punie.tools._facts import Symbol
 from punie.tools._index import Index, Reference, Snapshot
 from punie.tools._preview import preview, refuse_impossible
+from punie.tools._sandbox import Sandbox, SandboxState, sandbox_state
 from punie.tools._workspace import Workspace
 from punie.tools.edit_file import edit_file
 from punie.tools.find_references import find_references
@@ -24,11 +25,14 @@ __all__ = [
     "TOOLS",
     "Index",
     "Reference",
+    "Sandbox",
+    "SandboxState",
     "Snapshot",
     "Symbol",
     "Workspace",
     "preview",
     "refuse_impossible",
+    "sandbox_state",
     "toolset",
 ]
 

@@ -1,79 +1,114 @@
-"""Running a command with limited time, limited output and a scrubbed environment."""
+"""Running a command confined, with limited time, limited output and a scrubbed environment."""
 
 import asyncio
 import contextlib
 import os
-import re
 import signal
-import sys
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import BinaryIO, Literal
+
+from punie.tools._sandbox import Run, Sandbox, supervised
 
 HEAD_BYTES = 32 * 1024
 TAIL_BYTES = 32 * 1024
+SAVED_BYTES = 64 << 20
+MAX_OUTPUT_BYTES = 1 << 30
 # How long the supervisor has to end the processes below it; it takes a second for its own signals.
 KILL_PATIENCE_S = 8.0
 # How long to wait for a pipe that a process out of reach still holds.
 DRAIN_S = 2.0
-SUPERVISOR = Path(__file__).with_name("_supervisor.py")
 
-_PASSED = re.compile(r"PATH|HOME|USER|LOGNAME|SHELL|LANG|LC_[A-Z]+|TZ|TMPDIR|VIRTUAL_ENV")
-# No pager may wait for a key, and nothing may ask for a password.
-_SET = {"TERM": "dumb", "NO_COLOR": "1", "PAGER": "cat", "GIT_PAGER": "cat", "GIT_TERMINAL_PROMPT": "0"}
+Stop = Literal["", "timeout", "output", "processes"]
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How a command ended. `head` and `tail` are its output, with `dropped` bytes between them."""
+    """How a command ended. `head` and `tail` are its output, with `dropped` bytes between them.
+
+    `stopped` says what it had too much of, if it was stopped. `restored` are protected paths it had changed, which
+    are as they were. `save` keeps the output in a file, at most the first 64 MB of it, and returns the file.
+    """
 
     status: int
-    timed_out: bool
+    stopped: Stop
     seconds: float
     head: bytes
     tail: bytes
     dropped: int
+    restored: tuple[Path, ...] = ()
+    save: Callable[[], Path | None] = field(default=lambda: None, repr=False)
 
 
-def child_environment(source: Mapping[str, str]) -> dict[str, str]:
-    """The variables a command gets: those on a short list without any that commonly hold a secret."""
-    return {name: value for name, value in source.items() if _PASSED.fullmatch(name)} | _SET
+async def run(
+    command: str,
+    *,
+    sandbox: Sandbox,
+    timeout_s: float,
+    network: bool = False,
+    save_to: Callable[[], Path] | None = None,
+) -> Outcome:
+    """Run a shell command. Whatever way this ends, also by cancellation, its processes are ended.
+
+    `save_to` names a new file for output that is too long to be kept in memory.
+    """
+    await asyncio.to_thread(lambda: sandbox.state)  # the first time, this tries the sandbox out
+    with sandbox.run(command, network=network) as prepared, supervised(prepared.plan) as (arguments, note):
+        started = time.monotonic()
+        output = await _Output.open(save_to)
+        try:
+            process = await _start(arguments, prepared, note=note, stdout=output.write_end)
+        except BaseException:
+            output.close()
+            raise
+        finally:
+            os.close(output.write_end)
+        stopped: Stop = ""
+        try:
+            stopped = await _ended(process, output, timeout_s)
+        finally:
+            await asyncio.shield(_finish(process, output))
+        seconds = time.monotonic() - started
+        if not stopped and os.pread(note, 32, 0) == b"processes":
+            stopped = "processes"
+    return Outcome(
+        process.returncode or 0,
+        stopped,
+        seconds,
+        bytes(output.head),
+        bytes(output.tail),
+        output.dropped,
+        tuple(prepared.restored),
+        output.save,
+    )
 
 
-async def run(command: str, *, cwd: Path, environment: Mapping[str, str], timeout_s: float) -> Outcome:
-    """Run a shell command. Whatever way this ends, also by cancellation, its processes are ended."""
-    started = time.monotonic()
-    output = await _Output.open()
-    try:
-        process = await _start(command, cwd=cwd, environment=environment, stdout=output.write_end)
-    except BaseException:
-        output.close()
-        raise
-    finally:
-        os.close(output.write_end)
-    timed_out = False
-    try:
-        await asyncio.wait_for(process.wait(), timeout_s)
-    except TimeoutError:
-        timed_out = True
-    finally:
-        await asyncio.shield(_finish(process, output))
-    seconds = time.monotonic() - started
-    return Outcome(process.returncode or 0, timed_out, seconds, bytes(output.head), bytes(output.tail), output.dropped)
-
-
-async def _start(command: str, *, cwd: Path, environment: Mapping[str, str], stdout: int) -> asyncio.subprocess.Process:
+async def _start(arguments: list[str], prepared: Run, *, note: int, stdout: int) -> asyncio.subprocess.Process:
     return await asyncio.create_subprocess_exec(
-        sys.executable,
-        *("-I", "-S", str(SUPERVISOR), command),
+        *arguments,
+        pass_fds=(note,),
         stdin=asyncio.subprocess.DEVNULL,
         stdout=stdout,
         stderr=asyncio.subprocess.STDOUT,
-        cwd=cwd,
-        env=child_environment(environment),
+        cwd="/",
+        env=prepared.plan["env"],
         start_new_session=True,
     )
+
+
+async def _ended(process: asyncio.subprocess.Process, output: "_Output", timeout_s: float) -> Stop:
+    """Wait until the command is over or has had too much of something."""
+    waits = [asyncio.ensure_future(process.wait()), asyncio.ensure_future(output.flooded.wait())]
+    try:
+        done, _ = await asyncio.wait(waits, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for each in waits:
+            each.cancel()
+    if not done:
+        return "timeout"
+    return "" if waits[0] in done else "output"
 
 
 class _Output(asyncio.Protocol):
@@ -82,19 +117,24 @@ class _Output(asyncio.Protocol):
     It is a pipe of our own because asyncio counts a process as running while anyone holds one of its pipes open.
     """
 
-    def __init__(self, write_end: int) -> None:
+    def __init__(self, write_end: int, save_to: Callable[[], Path] | None) -> None:
         self.write_end = write_end
         self.head = bytearray()
         self.tail = bytearray()
         self.dropped = 0
         self.ended = asyncio.Event()
+        self.flooded = asyncio.Event()
+        self._save_to = save_to
+        self._saved: Path | None = None
+        self._file: BinaryIO | None = None
+        self._total = 0
         self._transport: asyncio.BaseTransport | None = None
 
     @classmethod
-    async def open(cls) -> "_Output":
+    async def open(cls, save_to: Callable[[], Path] | None) -> "_Output":
         read_end, write_end = os.pipe()
         _, output = await asyncio.get_running_loop().connect_read_pipe(
-            lambda: cls(write_end), os.fdopen(read_end, "rb", buffering=0)
+            lambda: cls(write_end, save_to), os.fdopen(read_end, "rb", buffering=0)
         )
         return output
 
@@ -102,15 +142,53 @@ class _Output(asyncio.Protocol):
         self._transport = transport
 
     def data_received(self, data: bytes) -> None:
+        if self.flooded.is_set():
+            return
+        self._total += len(data)
+        if self._total > HEAD_BYTES + TAIL_BYTES:
+            self.save()
+            self._write(data)
         room = HEAD_BYTES - len(self.head)
         self.head += data[:room]
         self.tail += data[room:]
         over = max(len(self.tail) - TAIL_BYTES, 0)
         del self.tail[:over]
         self.dropped += over
+        if self._total > MAX_OUTPUT_BYTES:
+            self.flooded.set()
+
+    def save(self) -> Path | None:
+        """Begin the file with what has come so far; None if there is no place for one."""
+        if self._save_to is not None and self._saved is None:
+            try:
+                self._saved = self._save_to()
+                self._file = self._saved.open("xb")
+            except OSError:
+                self._save_to = self._saved = None
+                return None
+            self._write(bytes(self.head + self.tail))
+            if self.ended.is_set():
+                self._close_file()
+        return self._saved
+
+    def _write(self, data: bytes) -> None:
+        if self._file is None:
+            return
+        try:
+            room = SAVED_BYTES - self._file.tell()
+            self._file.write(data[:room])
+        except OSError:
+            self._close_file()  # the disk is full; the command goes on
+
+    def _close_file(self) -> None:
+        if self._file is not None:
+            with contextlib.suppress(OSError):
+                self._file.close()
+            self._file = None
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.ended.set()
+        self._close_file()
 
     def close(self) -> None:
         if self._transport is not None:
@@ -129,6 +207,7 @@ async def _finish(process: asyncio.subprocess.Process, output: _Output) -> None:
     with contextlib.suppress(TimeoutError):
         await asyncio.wait_for(output.ended.wait(), DRAIN_S)
     output.close()
+    output.ended.set()
 
 
 def _signal(process: asyncio.subprocess.Process, number: signal.Signals) -> None:

@@ -8,7 +8,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Protocol
 
+from punie.config import SandboxOptions
 from punie.tools._index import Index
+from punie.tools._sandbox import Sandbox
 from punie.tools._walk import Entry, walk_files
 
 
@@ -32,6 +34,8 @@ class Workspace:
 
     `seen` maps paths from the root to the SHA-256 of the bytes the model saw last. `environment` is the source of the
     variables that commands get; only harmless ones are handed on. `journal` is told of every file before it changes.
+    `sandbox` says what commands are confined to; `state_dir` is where Punie keeps things of its own, among them output
+    of commands that is too long to show. Raises ConfigError if a sandbox is required and none works here.
     """
 
     def __init__(
@@ -41,6 +45,8 @@ class Workspace:
         command_timeout_s: float = 120,
         search_timeout_s: float = 10,
         environment: Mapping[str, str] | None = None,
+        sandbox: SandboxOptions | None = None,
+        state_dir: Path | None = None,
     ) -> None:
         self.root = Path(root).resolve(strict=True)
         if not self.root.is_dir():
@@ -48,6 +54,7 @@ class Workspace:
         self.command_timeout_s = command_timeout_s
         self.search_timeout_s = search_timeout_s
         self.environment: Mapping[str, str] = os.environ if environment is None else environment
+        self.sandbox = Sandbox(self.root, sandbox, environment=self.environment, state_dir=state_dir)
         self.seen: dict[str, str] = {}
         self.journal: Journal | None = None
 

@@ -3,7 +3,8 @@
 from pydantic_ai import ModelRetry, RunContext
 
 from punie.tools._output import MAX_BYTES, MAX_ITEMS, clip, counted, fitting, printable, strip_controls
-from punie.tools._process import Outcome, run
+from punie.tools._process import MAX_OUTPUT_BYTES, Outcome, run
+from punie.tools._sandbox import MAX_PROCESSES
 from punie.tools._workspace import Workspace
 
 MAX_LINE = 1_000
@@ -23,13 +24,26 @@ async def run_command(ctx: RunContext[Workspace], command: str, timeout: float |
         raise ModelRetry("command holds a null byte or half a character. Leave it out.")
     ceiling = ctx.deps.command_timeout_s
     limit = ceiling if timeout is None else min(max(timeout, MIN_TIMEOUT_S), ceiling)
-    outcome = await run(command, cwd=ctx.deps.root, environment=ctx.deps.environment, timeout_s=limit)
-    return "\n".join([_header(outcome, limit=limit), *_lines(outcome)])
+    sandbox = ctx.deps.sandbox
+    outcome = await run(
+        command,
+        sandbox=sandbox,
+        timeout_s=limit,
+        network=sandbox.network_for(command),
+        save_to=sandbox.new_output if sandbox.state_dir else None,
+    )
+    restored = [f"put back as it was: {printable(str(path))}" for path in outcome.restored]
+    return "\n".join([_header(outcome, limit=limit), *_lines(outcome), *restored])
 
 
 def _header(outcome: Outcome, *, limit: float) -> str:
-    if outcome.timed_out:
-        return f"timed out after {limit:g} s (partial output kept)"
+    match outcome.stopped:
+        case "timeout":
+            return f"timed out after {limit:g} s (partial output kept)"
+        case "output":
+            return f"stopped at {MAX_OUTPUT_BYTES >> 30} GiB of output (partial output kept)"
+        case "processes":
+            return f"stopped at {MAX_PROCESSES} processes (partial output kept)"
     return f"exit {outcome.status} in {outcome.seconds:.1f} s"
 
 
@@ -46,7 +60,9 @@ def _lines(outcome: Outcome) -> list[str]:
     left = len(rest) - len(last)
     amounts = [counted(left, "line")] if left else []
     amounts += [counted(outcome.dropped, "byte")] if outcome.dropped else []
-    return [*first, f"... {' and '.join(amounts)} left out here; narrow with | grep, | head or | tail", *last]
+    saved = outcome.save()
+    whole = f"; all of it: {printable(str(saved))}" if saved else ""
+    return [*first, f"... {' and '.join(amounts)} left out here; narrow with | grep, | head or | tail{whole}", *last]
 
 
 def _split(data: bytes) -> list[str]:
