@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from punie.ui._progress import progress_text
-from punie.ui._setup import Setup, load_model
+from punie.ui._setup import Setup, load_model, open_workspace
 
 if TYPE_CHECKING:
     from pydantic_ai.models import Model
@@ -61,9 +61,8 @@ class Loading:
     def _load(self) -> Loaded:
         model = load_model(self.setup, self._on_progress)
         from punie.agent import loop  # noqa: F401 - imported here, while the user types, instead of at the first turn
-        from punie.tools import Workspace
 
-        workspace = Workspace(self.setup.root, command_timeout_s=self.setup.config.limits.command_timeout_s)
+        workspace = open_workspace(self.setup)
         workspace.warm()
         return Loaded(model, workspace)
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from punie.config import TOOL_NAMES, AgentConfig, PermissionMode, Settings, load_settings
 from punie.errors import ConfigError, UsageError
+from punie.trust import state_directory
 from punie.ui._progress import OnProgress
 from punie.ui.options import MODES, Options
 
@@ -30,6 +31,8 @@ class Setup:
     root: Path
     notices: tuple[str, ...]
     session_id: str
+    state_dir: Path
+    """Where Punie keeps things of its own."""
 
     def with_model(self, spec: str) -> "Setup":
         """Return the same with another model, which may be an alias."""
@@ -53,7 +56,20 @@ def prepare(options: Options, *, env: Mapping[str, str]) -> Setup:
         root=options.cwd,
         notices=resolved.notices,
         session_id=uuid.uuid4().hex,
+        state_dir=state_directory(env),
     )
+
+
+def open_workspace(setup: Setup) -> "Workspace":
+    """The workspace with the limits and the sandbox of the settings.
+
+    Raises ConfigError if a sandbox is required and none works here.
+    """
+    from punie.tools import Workspace
+
+    timeout_s = setup.config.limits.command_timeout_s
+    sandbox = setup.settings.sandbox
+    return Workspace(setup.root, command_timeout_s=timeout_s, sandbox=sandbox, state_dir=setup.state_dir)
 
 
 def _check_tools(names: Collection[str]) -> None:
