@@ -46,11 +46,12 @@ OTHERS = {
     "optim.weight_decay": 0.1,
     "optim.beta2": 0.9,
     "optim.window": 4,
+    "optim.recompute": True,
     "eval.dev_rows": 4,
     "eval.every": 3,
 }
 # What `optimizers` and the loop take as they are; test_trainer.py shows their effect on the trained weights.
-SEEN_IN_TRAINING = {"start", "optim.beta2", "optim.clip", "optim.weight_decay", "eval.every"}
+SEEN_IN_TRAINING = {"start", "optim.beta2", "optim.clip", "optim.weight_decay", "eval.every", "optim.recompute"}
 
 
 def rows() -> tuple[Row, ...]:

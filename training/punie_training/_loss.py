@@ -10,11 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from punie.backends._mlx import mx
+from punie.backends._mlx import mx  # isort: skip
+from mlx.nn.utils import checkpoint
+
 from punie.wire import Example
 from punie_training import _ops
 
@@ -67,32 +70,45 @@ def collate(rows: Sequence[Example]) -> Batch:
     return Batch(*arrays, weights=mx.array(weights, dtype=mx.float32))
 
 
-def summed_loss(model: Any, batch: Batch) -> mx.array:
-    """Weighted sum of the cross entropies of the learned tokens; `model` is an mlx-lm Llama or Qwen2 model."""
-    hidden = _suffix_states(model.model, batch)[batch.positions]
+def summed_loss(model: Any, batch: Batch, *, recompute: bool = False) -> mx.array:
+    """Weighted sum of the cross entropies of the learned tokens; `model` is an mlx-lm Llama or Qwen2 model.
+
+    `recompute`: keep only what goes into each block, and compute the rest again when the gradient needs it.
+    """
+    hidden = _suffix_states(model.model, batch, recompute=recompute)[batch.positions]
     embedding = model.model.embed_tokens
     project = embedding.as_linear if model.args.tie_word_embeddings else model.lm_head
     return (_ops.cross_entropy(project(hidden).astype(mx.float32), batch.targets) * batch.weights).sum()
 
 
-def _suffix_states(network: Any, batch: Batch) -> mx.array:
+def _suffix_states(network: Any, batch: Batch, *, recompute: bool) -> mx.array:
     """Normalised last hidden states of the suffixes, (B*S, D)."""
     hidden = network.embed_tokens(mx.concatenate([batch.prefix, batch.suffix.reshape(-1)]))
     shape = (batch.prefix.size, batch.suffix.shape[0], batch.suffix.shape[1])
-    masks = _causal_mask(shape[0], hidden.dtype), _causal_mask(shape[2], hidden.dtype)
+    masks = _causal_mask(shape[0]), _causal_mask(shape[2])
     for layer in network.layers:
-        hidden = hidden + _attention(layer.self_attn, layer.input_layernorm(hidden), shape=shape, masks=masks)
-        normed = layer.post_attention_layernorm(hidden)
-        gate = layer.mlp.gate_proj(normed)
-        hidden = hidden + layer.mlp.down_proj(gate * _ops.sigmoid(gate) * layer.mlp.up_proj(normed))
+        block = partial(_block, layer, shape=shape, masks=masks)
+        hidden = checkpoint(layer, block)(hidden) if recompute else block(hidden)
     return network.norm(hidden[shape[0] :])
 
 
+def _block(layer: Any, x: mx.array, *, shape: tuple[int, int, int], masks: tuple[mx.array, mx.array]) -> mx.array:
+    """One layer of the network: attention and the feed-forward part, each beside what goes into it."""
+    x = x + _attention(layer.self_attn, layer.input_layernorm(x), shape=shape, masks=masks)
+    normed = layer.post_attention_layernorm(x)
+    gate = layer.mlp.gate_proj(normed)
+    return x + layer.mlp.down_proj(gate * _ops.sigmoid(gate) * layer.mlp.up_proj(normed))
+
+
 def _attention(block: Any, x: mx.array, *, shape: tuple[int, int, int], masks: tuple[mx.array, mx.array]) -> mx.array:
-    """Attention of the prefix to itself, and of each suffix to the prefix and to itself."""
+    """Attention of the prefix to itself, and of each suffix to the prefix and to itself.
+
+    In float32, also where the weights have 16 bits: scores of Qwen2 can be too large for float16, and sums over
+    thousands of tokens are too fine for bfloat16.
+    """
     heads, groups = block.n_kv_heads, block.n_heads // block.n_kv_heads
     queries, keys, values = (
-        _split(project(x), heads=heads, repeats=repeats, shape=shape)
+        _split(project(x).astype(mx.float32), heads=heads, repeats=repeats, shape=shape)
         for project, repeats in ((block.q_proj, groups), (block.k_proj, 1), (block.v_proj, 1))
     )
     queries = [_rotate(block.rope, y * block.scale, offset=at) for y, at in zip(queries, (0, shape[0]), strict=True)]
@@ -101,7 +117,8 @@ def _attention(block: Any, x: mx.array, *, shape: tuple[int, int, int], masks: t
     own_scores = _product(queries[1], keys[1]) + masks[1]
     to_prefix, to_own = _ops.joint_softmax(_product(queries[1], keys[0]), own_scores)
     suffix_out = _product(to_prefix, values[0]) + _product(to_own, values[1])
-    return block.o_proj(mx.concatenate([_merge(_product(among_prefix, values[0])), _merge(suffix_out)]))
+    merged = mx.concatenate([_merge(_product(among_prefix, values[0])), _merge(suffix_out)])
+    return block.o_proj(merged.astype(x.dtype))
 
 
 def _split(y: mx.array, *, heads: int, repeats: int, shape: tuple[int, int, int]) -> list[mx.array]:
@@ -130,7 +147,7 @@ def _merge(y: mx.array) -> mx.array:
     return y.transpose(1, 3, 0, 2, 4).reshape(y.shape[1] * y.shape[3], -1)
 
 
-def _causal_mask(length: int, dtype: mx.Dtype) -> mx.array:
+def _causal_mask(length: int) -> mx.array:
     """Additive mask: adding is vectorised on a CPU, selecting is not."""
     order = mx.arange(length)
-    return mx.where(order[:, None] >= order[None], 0.0, -1e9).astype(dtype)
+    return mx.where(order[:, None] >= order[None], 0.0, -1e9)

@@ -21,11 +21,11 @@ def add_lora(model: Any, lora: Lora, *, seed: int) -> None:
     unknown = sorted(set(lora.keys) - names)
     if unknown:
         raise ConfigError(f"The model has no layer {', '.join(unknown)}.", "Mend `keys` under [lora] in the recipe.")
-    if lora.layers > len(model.layers):
+    if lora.layers != "all" and lora.layers > len(model.layers):
         raise ConfigError(f"The model has {len(model.layers)} blocks, the recipe asks for {lora.layers}.")
     mx.random.seed(seed)
     model.freeze()
-    linear_to_lora_layers(model, lora.layers, _parameters(lora), use_dora=lora.kind == "dora")
+    linear_to_lora_layers(model, _blocks(lora), _parameters(lora), use_dora=lora.kind == "dora")
     mx.eval(model.parameters())
 
 
@@ -60,7 +60,7 @@ def save_adapter(
 
     Matrices are float16; the lengths of DoRA are float32, for an error in one is the same error in a whole row.
     """
-    config = {"fine_tune_type": lora.kind, "num_layers": lora.layers, "lora_parameters": _parameters(lora)}
+    config = {"fine_tune_type": lora.kind, "num_layers": _blocks(lora), "lora_parameters": _parameters(lora)}
     part = out.with_name(f"{out.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
@@ -85,6 +85,11 @@ def write_arrays(path: Path, arrays: Mapping[str, mx.array], *, metadata: Mappin
     """Write a safetensors file under exactly this name, which MLX would otherwise end in `.safetensors`."""
     with path.open("wb") as file:
         mx.save_safetensors(file, dict(arrays), dict(metadata))  # type: ignore[arg-type]
+
+
+def _blocks(lora: Lora) -> int:
+    """As mlx-lm counts them: -1 stands for all."""
+    return -1 if lora.layers == "all" else lora.layers
 
 
 def _parameters(lora: Lora) -> dict[str, object]:

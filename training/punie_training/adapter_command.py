@@ -37,7 +37,7 @@ def _promote_options(parser: argparse.ArgumentParser) -> None:
 def _fuse_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("adapter", type=Path)
     parser.add_argument("--out", type=Path, required=True, help="a directory that is not there yet")
-    parser.add_argument("--base", type=Path, help="GGUF file or MLX directory; default: the embedded model")
+    parser.add_argument("--base", type=Path, help="GGUF file or MLX directory; default: the recipe's")
     parser.add_argument("--bits", type=int, choices=(4, 5, 6, 8), help="quantise the result")
     parser.add_argument("--group", type=int, choices=(32, 64, 128), default=64, help="weights that share a scale")
     parser.add_argument("--data", type=Path, help="rows to compare the result on; default: general questions")
@@ -49,7 +49,7 @@ def _export_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("adapter", type=Path)
     parser.add_argument("--to", choices=("peft", "gguf-lora", "gguf", "mlx"), required=True)
     parser.add_argument("--out", type=Path, required=True, help="a directory that is not there yet")
-    parser.add_argument("--base", type=Path, help="GGUF file or MLX directory; default: the embedded model")
+    parser.add_argument("--base", type=Path, help="GGUF file or MLX directory; default: the recipe's")
     parser.set_defaults(command=_export)
 
 
@@ -88,7 +88,8 @@ def _fuse(options: argparse.Namespace) -> int:
     from punie_training.probes import probes
 
     trained, base = _trained(options)
-    talks = probes(base, template=trained.template, data=options.data, count=options.probes) if options.probes else ()
+    given = {"template": trained.template, "data": options.data, "count": options.probes, "name": trained.base_name}
+    talks = probes(base, **given) if options.probes else ()
     fused = fuse.fuse(trained, base=base, out=options.out, bits=options.bits, group=options.group, probes=talks)
     _say(fuse.shown(fused, bits=options.bits))
     return 0
@@ -106,7 +107,8 @@ def _export(options: argparse.Namespace) -> int:
 
 def _trained(options: argparse.Namespace) -> "tuple[Trained, Path]":
     """The adapter and the model it is for."""
-    from punie.backends._weights import ensure_base
+    from punie_training.served import find_base
     from punie_training.trained import Trained
 
-    return Trained.load(options.adapter), options.base or ensure_base(options.cache_dir)
+    trained = Trained.load(options.adapter)
+    return trained, options.base or find_base(trained.base_name, cache_dir=options.cache_dir)

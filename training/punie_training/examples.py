@@ -11,6 +11,7 @@ from punie.backends import _gguf, _weights
 from punie_training.masking import masked
 from punie_training.recipe import Data, Recipe
 from punie_training.rows import Row, declarations, read
+from punie_training.served import Served, find_base, served
 from punie_training.views import pairs, viewed
 
 __all__ = ["Prepared", "Row", "choose", "declarations", "example", "loss_weight", "prepare", "read", "renderer_for"]
@@ -27,17 +28,22 @@ class Prepared:
 
 def prepare(recipe: Recipe, *, data: Path, base: Path | None = None) -> Prepared:
     """Choose the rows the recipe asks for and tokenise them for its base model."""
-    path = base or _weights.ensure_base(_weights.default_cache_dir())
-    template = _weights.shipped_template()
-    renderer = renderer_for(path, template=template)
+    path = base or find_base(recipe.base, cache_dir=_weights.default_cache_dir())
+    how = served(recipe.base, path)
+    renderer = renderer_for(path, template=how.template, view=how.view)
+    return Prepared(rendered(recipe, renderer, how, data=data), path, how.template)
+
+
+def rendered(recipe: Recipe, renderer: wire.Wire, how: Served, *, data: Path) -> tuple[wire.Example, ...]:
+    """The rows the recipe asks for as token ids, each with what it counts in the loss."""
     rows = choose(read(data), recipe.data, seed=recipe.seed)
-    examples = tuple(_weighted(example(row, renderer), loss_weight(row, recipe.data)) for row in rows)
-    return Prepared(examples, path, template)
+    return tuple(_weighted(example(row, renderer, how), loss_weight(row, recipe.data)) for row in rows)
 
 
-def example(row: Row, renderer: wire.Wire) -> wire.Example:
-    """The row as token ids with the loss on every assistant turn."""
-    return renderer.example([m.plain() for m in row.messages], row.offered())
+def example(row: Row, renderer: wire.Wire, how: Served | None = None) -> wire.Example:
+    """The row as token ids with the loss on every assistant turn; by default with no system text but the template's."""
+    turns = tuple(m.plain() for m in row.messages)
+    return renderer.example(how.messages(turns) if how else turns, row.offered())
 
 
 def loss_weight(row: Row, data: Data) -> float:
@@ -49,12 +55,12 @@ def _weighted(example: wire.Example, weight: float) -> wire.Example:
     return replace(example, mask=tuple(counts * weight for counts in example.mask))
 
 
-def renderer_for(base: Path, *, template: str) -> wire.Wire:
-    """What turns conversations into token ids of a base model, with the view of results that it is served with."""
+def renderer_for(base: Path, *, template: str, view: wire.View | None = None) -> wire.Wire:
+    """What turns conversations into token ids of a base model; by default with the embedded model's view of results."""
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_file(str(base / "tokenizer.json")) if base.is_dir() else _gguf.tokenizer(base)
-    return wire.Wire(tokenizer, template=template, view=wire.View())
+    return wire.Wire(tokenizer, template=template, view=view or wire.View())
 
 
 def choose(rows: Sequence[Row], data: Data, *, seed: int) -> tuple[Row, ...]:

@@ -95,7 +95,7 @@ def fuse(
 
 def _opened(base: Path) -> tuple[Any, dict[str, Any]]:
     """The model in memory and its configuration."""
-    model = bases.load(base)
+    model = bases.load(base, widen=False)
     if base.is_dir():
         return model, json.loads((base / "config.json").read_text("utf-8"))
     return model, {**_gguf.config(base), "torch_dtype": _mlx_model.PRECISION}
@@ -129,6 +129,7 @@ def _merged(layer: Any, delta: mx.array) -> nn.Linear:
     whole.weight = (_weight(layer) + delta).astype(precision)
     if "bias" in layer:
         whole.bias = layer.bias
+    mx.eval(whole.weight)  # the difference is in float32: of all layers of a large model together it would fill memory
     return whole
 
 

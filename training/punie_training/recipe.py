@@ -6,7 +6,7 @@ import tomllib
 from collections.abc import Iterator
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -70,7 +70,7 @@ class Lora(_Part):
     rank: int = Field(default=16, gt=0)
     scale: float = Field(default=2.0, gt=0)
     keys: tuple[str, ...] = EVERY_LINEAR
-    layers: int = Field(default=30, gt=0)
+    layers: Annotated[int, Field(gt=0)] | Literal["all"] = 30
     """Blocks, counted from the last."""
 
 
@@ -90,6 +90,8 @@ class Optim(_Part):
     """AdamW's memory for the size of gradients."""
     window: int = Field(default=256, gt=0)
     """Rows in random order, of which those of like length meet in a batch."""
+    recompute: bool = False
+    """Whether what happens within a block is computed again for the gradient, not kept: less memory, more time."""
 
 
 class Watch(_Part):
@@ -136,6 +138,8 @@ class Recipe(_Part):
         values["data"] = {k: v for k, v in values["data"].items() if k not in _LATER or v != getattr(Data(), k)}
         if self.lora.kind == "lora":
             del values["lora"]["kind"]  # and so can those from before there was DoRA
+        if not self.optim.recompute:
+            del values["optim"]["recompute"]
         text = json.dumps(values, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
 

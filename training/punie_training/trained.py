@@ -14,7 +14,7 @@ from punie.backends import _weights
 from punie.backends._files import write_text
 from punie.backends._merge import Adapter
 from punie.backends._mlx import nn
-from punie.backends.catalogue import Entry, entries
+from punie.backends.catalogue import EMBEDDED, Entry, entries
 from punie.errors import ModelError, UsageError, WeightsDamaged
 from punie_training import corpora
 
@@ -58,6 +58,13 @@ class Trained:
             raise WeightsDamaged(f"{directory}: its adapter_config.json names no rank.") from error
         rank = config.lora_parameters.rank
         return cls(directory, lora, rank, _weights.template_of(directory) or "", _manifest(directory))
+
+    @property
+    def base_name(self) -> str:
+        """What its recipe calls its base: a model of the catalogue or a path; the embedded one where nobody said."""
+        settings = self.manifest.get("settings")
+        name = settings.get("base") if isinstance(settings, dict) else None
+        return name if isinstance(name, str) else EMBEDDED
 
     @property
     def alpha(self) -> float:

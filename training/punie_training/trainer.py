@@ -134,7 +134,9 @@ class _Run:
         }
         self.noted = {"base_name": base.name, "template": hashlib.sha256(template.encode()).hexdigest()}
         self.checkpoint = Checkpoint(out / "state.safetensors", identity=self.identity)
-        self._gradient = value_and_grad(self.model, lambda batch: summed_loss(self.model, batch))
+        self._gradient = value_and_grad(
+            self.model, lambda batch: summed_loss(self.model, batch, recompute=recipe.optim.recompute)
+        )
 
     def begin(self, *, resume: bool) -> int:
         """Take up the state in `out`, or start a fresh one; returns the first update to do."""
@@ -295,7 +297,7 @@ def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="punie train run")
     parser.add_argument("recipe", type=Path)
     parser.add_argument("--data", type=Path, default=Path("training/data/train.jsonl"), help="the rows")
-    parser.add_argument("--base", type=Path, help="GGUF file or MLX directory; default: the embedded model")
+    parser.add_argument("--base", type=Path, help="GGUF file or MLX directory; default: the recipe's")
     parser.add_argument("--seed", type=int, help="in place of the recipe's; the run is called RECIPE-seedN then")
     parser.add_argument("--out", type=Path, help="where the run is kept; default: training/runs/RECIPE")
     parser.add_argument("--resume", action="store_true", help="continue the run in --out")
