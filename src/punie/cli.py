@@ -27,6 +27,7 @@ EXAMPLES = """\
 examples:
   punie                                      chat about the code in this directory
   punie "where is Flask defined?"            chat, starting with a question
+  punie --continue                           go on with the last session of this directory
   punie -p "which classes inherit from Protocol?"
   git diff | punie -p "review this" --output-format json
 
@@ -64,6 +65,11 @@ def _add_run_flags(parser: argparse.ArgumentParser) -> None:
     )
     add("--max-turns", type=int, metavar="N", help="requests to the model for one prompt, at most")
     add("--output-format", choices=OUTPUT_FORMATS, default="text", metavar="FORMAT", help=", ".join(OUTPUT_FORMATS))
+    add("-c", "--continue", action="store_true", dest="continue_last", help="go on with this directory's last session")
+    add("-r", "--resume", nargs="?", const="", metavar="ID", help="go on with a session; without ID, list them")
+    add(
+        "--fork", "--fork-session", action="store_true", dest="fork", help="go on with a copy; the session itself stays"
+    )
     add("--no-session", action="store_true", help="store nothing of this conversation, not even what was typed")
     add("-v", "--verbose", action="store_true", help="more detail on standard error")
 
@@ -123,6 +129,27 @@ def _config(arguments: Sequence[str]) -> int:
     return configure.run(given.action, options=_command_options(given), key=given.key, value=given.value)
 
 
+def _sessions(arguments: Sequence[str]) -> int:
+    usage = "[list [--all] | show ID | export ID [--markdown] [-o FILE] | import FILE | rm ID...]"
+    parser = _command_parser("sessions", usage)
+    actions = ("list", "show", "export", "import", "rm", "delete")
+    parser.add_argument("action", nargs="?", default="list", choices=actions)
+    parser.add_argument("names", nargs="*", metavar="ID", help="the beginning of a session's id, or a file to import")
+    parser.add_argument("--all", action="store_true", help="list the sessions of every directory")
+    parser.add_argument("--markdown", action="store_true", help="export text for people instead of JSON lines")
+    parser.add_argument("-o", "--output", metavar="FILE", help="export to a new file instead of standard output")
+    given = parser.parse_intermixed_args(arguments)
+    if given.action == "list" and given.names:
+        parser.error("'list' takes no arguments")
+    from punie.ui import sessions
+
+    options = _command_options(given)
+    output: str | None = given.output
+    return sessions.run(
+        given.action, given.names, options=options, everywhere=given.all, markdown=given.markdown, output=output
+    )
+
+
 def _doctor(arguments: Sequence[str]) -> int:
     given = _command_parser("doctor", "").parse_args(arguments)
     from punie.ui import doctor
@@ -154,6 +181,7 @@ class Command(NamedTuple):
 COMMANDS: Mapping[str, Command] = {
     "models": Command("List, fetch, describe and test the models", _models),
     "config": Command("Show and change the settings, each with its source", _config),
+    "sessions": Command("List, show, export, import and delete stored conversations", _sessions),
     "doctor": Command("Check engine, weights, settings and directories, and say how to mend them", _doctor),
     "train": Command("Train and evaluate the model (`punie train --help`)", _train),
 }
@@ -218,6 +246,8 @@ def _options(given: argparse.Namespace) -> Options:
         raise UsageError(f"--yolo and --permission-mode {given.permission_mode} contradict each other.")
     if given.max_turns is not None and given.max_turns < 1:
         raise UsageError(f"--max-turns must be at least 1, not {given.max_turns}.")
+    if given.no_session and (given.continue_last or given.resume is not None):
+        raise UsageError("--no-session cannot go on with a stored session.")
     return Options(
         cwd=_directory(given.cwd),
         prompt=" ".join(given.prompt) if given.prompt else None,
@@ -230,6 +260,9 @@ def _options(given: argparse.Namespace) -> Options:
         output_format=given.output_format,
         no_session=given.no_session,
         verbose=given.verbose,
+        continue_last=given.continue_last,
+        resume=given.resume,
+        fork=given.fork,
     )
 
 

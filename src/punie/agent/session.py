@@ -13,6 +13,7 @@ import threading
 import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, cast
@@ -208,7 +209,7 @@ class Session:
 
     def close(self) -> None:
         """Let another process go on with it."""
-        with self._database.writing() as write:
+        with suppress(SessionError), self._database.writing() as write:  # what stays is stale, and is taken over
             write.execute("DELETE FROM locks WHERE session = ? AND token = ?", (self.id, self._token))
 
     def take(self) -> None:

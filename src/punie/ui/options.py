@@ -26,6 +26,15 @@ class Options(NamedTuple):
     output_format: OutputFormat = "text"
     no_session: bool = False
     verbose: bool = False
+    continue_last: bool = False
+    resume: str | None = None
+    """The beginning of a session's id; empty when none was given."""
+    fork: bool = False
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether a stored session is gone on with."""
+        return self.continue_last or self.resume is not None
 
     def flags(self) -> dict[str, object]:
         """Return the settings these flags override, by their dotted keys."""

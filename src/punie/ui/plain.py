@@ -8,7 +8,7 @@ import signal
 import stat
 import sys
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Protocol, TextIO, assert_never
 
 from punie.errors import PunieError, UsageError
@@ -20,8 +20,10 @@ if TYPE_CHECKING:
     from pydantic_ai import Agent
 
     from punie.agent.events import Event, TurnEnded, UsageUpdated
+    from punie.agent.session import Session
     from punie.config import AgentConfig
     from punie.tools import Workspace
+    from punie.ui._kept import Kept
     from punie.ui._setup import Setup
 
 OUTPUT_CHARACTERS = 4000
@@ -52,18 +54,27 @@ class Show(Protocol):
 def run(options: Options) -> int:
     """Answer the prompt of the command line and return the exit code."""
     prompt = full_prompt(options.prompt, stdin=sys.stdin)
+    from punie.ui._kept import Kept
     from punie.ui._setup import prepare
 
+    if options.resume == "":
+        raise UsageError(
+            "--resume needs an ID with -p.", "`punie sessions list` shows them; --continue takes the last."
+        )
     setup = prepare(options, env=os.environ)
     for notice in setup.notices:
         _note(sys.stderr, notice)
     about = About(setup.config.model, setup.config.model, setup.session_id, str(setup.root))
+    kept = Kept(setup)
     try:
-        return _answer_with(setup, prompt, options=options, about=about)
+        kept.start(options)
+        return _answer_with(setup, prompt, options=options, about=about, kept=kept)
     except PunieError as error:
         if options.output_format != "text":
             _write(sys.stdout, json.dumps(_failure(about, error)))
         raise
+    finally:
+        kept.close()
 
 
 def full_prompt(argument: str | None, *, stdin: TextIO | None) -> str:
@@ -93,7 +104,7 @@ def _piped(stdin: TextIO, *, waiting: bool) -> str:
     return data.decode("utf-8", errors="replace")
 
 
-def _answer_with(setup: "Setup", prompt: str, *, options: Options, about: About) -> int:
+def _answer_with(setup: "Setup", prompt: str, *, options: Options, about: About, kept: "Kept") -> int:
     from punie.ui._progress import PreparationProgress
     from punie.ui._setup import assemble, load_model
 
@@ -103,10 +114,14 @@ def _answer_with(setup: "Setup", prompt: str, *, options: Options, about: About)
         from punie.tools import Workspace
 
         agent = assemble(setup, model=model, ask=refuse)
-        about = About(about.model, model.model_name, about.session_id, about.cwd)
+        session = kept.session()
+        for notice in kept.notices():
+            _note(sys.stderr, notice)
+        session_id = session.id if session is not None else about.session_id
+        about = replace(about, model_id=model.model_name, session_id=session_id)
         show = show_for(options.output_format, about=about, out=sys.stdout, err=sys.stderr, verbose=options.verbose)
         workspace = Workspace(setup.root, command_timeout_s=setup.config.limits.command_timeout_s)
-        return answer(agent, prompt, workspace=workspace, config=setup.config, show=show)
+        return answer(agent, prompt, workspace=workspace, config=setup.config, show=show, session=session)
 
 
 def show_for(output_format: OutputFormat, *, about: About, out: TextIO, err: TextIO, verbose: bool = False) -> Show:
@@ -119,14 +134,26 @@ def show_for(output_format: OutputFormat, *, about: About, out: TextIO, err: Tex
 
 
 def answer(
-    agent: "Agent[Workspace, str]", prompt: str, *, workspace: "Workspace", config: "AgentConfig", show: Show
+    agent: "Agent[Workspace, str]",
+    prompt: str,
+    *,
+    workspace: "Workspace",
+    config: "AgentConfig",
+    show: Show,
+    session: "Session | None" = None,
 ) -> int:
     """Run one turn to its end, drawing every event; SIGINT and SIGTERM stop it and keep what there is."""
-    return asyncio.run(_turn(agent, prompt, workspace=workspace, config=config, show=show))
+    return asyncio.run(_turn(agent, prompt, workspace=workspace, config=config, show=show, session=session))
 
 
 async def _turn(
-    agent: "Agent[Workspace, str]", prompt: str, *, workspace: "Workspace", config: "AgentConfig", show: Show
+    agent: "Agent[Workspace, str]",
+    prompt: str,
+    *,
+    workspace: "Workspace",
+    config: "AgentConfig",
+    show: Show,
+    session: "Session | None",
 ) -> int:
     from pydantic_ai import CancellationToken
 
@@ -145,7 +172,15 @@ async def _turn(
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop, number)
     code = 1
-    async for event in run_turn(agent, prompt, workspace=workspace, config=config, cancellation=cancellation):
+    async for event in run_turn(
+        agent,
+        prompt,
+        workspace=workspace,
+        config=config,
+        history=session.messages if session is not None else (),
+        cancellation=cancellation,
+        session=session,
+    ):
         show.take(event)
         if isinstance(event, TurnEnded):
             code = event.exit_code

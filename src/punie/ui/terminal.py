@@ -18,6 +18,7 @@ from punie.errors import PunieError, UsageError
 from punie.ui._clean import clean, one_line
 from punie.ui._complete import ChatCompleter, without_marks
 from punie.ui._input import history_in, input_session, state_dir
+from punie.ui._kept import Kept, last_words
 from punie.ui._keyboard import quiet_keys
 from punie.ui._loading import Loaded, Loading
 from punie.ui._screen import Screen
@@ -36,6 +37,11 @@ COMMANDS: Mapping[str, str] = {
     "/help": "what can be typed here",
     "/model": "show the model, or go on with another: /model SPEC",
     "/clear": "forget the conversation and start a new one",
+    "/sessions": "list the stored conversations of this directory",
+    "/resume": "go on with another one: /resume NUMBER or ID",
+    "/fork": "go on with a copy of this conversation",
+    "/undo": "take back what the last turn did to files",
+    "/redo": "do again what was taken back",
     "/tokens": "tokens used so far",
     "/exit": "leave",
 }
@@ -57,6 +63,7 @@ def run(options: Options) -> int:
         raise UsageError("The chat needs a terminal.", "For one answer without one: punie -p PROMPT")
     setup = prepare(options, env=os.environ)
     chat = Chat(setup, console=Console(highlight=False), verbose=options.verbose)
+    chat.begin(options)
     return asyncio.run(chat.run(options.prompt))
 
 
@@ -68,6 +75,8 @@ class Chat:
         self._verbose = verbose
         self._console = console
         self._history: Sequence[ModelMessage] = ()
+        self._kept = Kept(setup)
+        self._listing = False
         self._loading: Loading | None = None
         self._agent: Agent[Workspace, str] | None = None
         self._screen: Screen | None = None
@@ -79,6 +88,12 @@ class Chat:
         history = history_in(state_dir(os.environ)) if setup.settings.save_sessions else InMemoryHistory()
         completer = ChatCompleter(commands=COMMANDS, files=self._files, models=self._models)
         self._input = input_session(history=history, completer=completer, toolbar=self._toolbar)
+
+    def begin(self, options: Options) -> None:
+        """Go on with the session the flags name. UsageError if there is none, SessionError if it cannot be stored."""
+        self._listing = options.resume == "" and not options.fork
+        if not self._listing:
+            self._history = self._kept.start(options)
 
     async def run(self, first: str | None) -> int:
         """Take prompts until the user leaves, or a signal ends it the orderly way: the terminal is restored."""
@@ -98,6 +113,8 @@ class Chat:
                 if not ended:
                     raise
                 return 128 + ended[0]
+            finally:
+                self._kept.close()
 
     async def _converse(self, first: str | None) -> int:
         self._greet()
@@ -128,6 +145,10 @@ class Chat:
         self._console.print(Text.assemble(("punie", "bold"), (f"  {self._place()}  ·  /help", "dim")))
         for notice in self._setup.notices:
             self._console.print(Text(clean(notice), "yellow"))
+        if self._history:
+            self._show_history()
+        if self._listing:
+            self._session_command("/sessions", "")
 
     # --- commands ---
 
@@ -140,8 +161,11 @@ class Chat:
             return False
         elif word == "/model":
             await self._change_model(rest.strip())
+        elif word in ("/sessions", "/resume", "/fork", "/undo", "/redo"):
+            self._session_command(word, rest.strip())
         elif word == "/clear":
             self._history, self._tokens = (), (0, 0)
+            self._kept.forget()
             self._console.print(Text("A new conversation.", "dim"))
         elif word == "/tokens":
             self._console.print(f"{self._tokens[0]} tokens in, {self._tokens[1]} out")
@@ -155,6 +179,32 @@ class Chat:
         for name, summary in COMMANDS.items():
             self._console.print(Text.assemble((f"{name:<9}", "bold"), summary))
         self._console.print(Text("\n" + _HELP, "dim"))
+
+    def _session_command(self, word: str, rest: str) -> None:
+        try:
+            match word:
+                case "/sessions":
+                    self._say([*self._kept.listed(), "/resume NUMBER goes on with one of them"])
+                case "/fork" if not rest and not self._history:
+                    self._say(["There is nothing to copy yet."])
+                case "/resume" | "/fork":
+                    self._history = self._kept.resume(rest) if word == "/resume" else self._kept.fork(rest)
+                    self._tokens = (0, 0)
+                    self._show_history()
+                case _:
+                    self._say(self._kept.turned(word[1:]))
+        except PunieError as error:
+            self._console.print(Text(clean(str(error)), "red"))
+
+    def _say(self, lines: Sequence[str]) -> None:
+        for line in lines:
+            self._console.print(Text(clean(line)))
+
+    def _show_history(self) -> None:
+        """Where the conversation stands: how long it is, and what was said last."""
+        asked, answered = last_words(self._history)
+        self._console.print(Text(f"Going on after {len(self._history)} messages.", "dim"))
+        self._console.print(Text.assemble((f"> {clean(asked)}\n", "bold"), clean(answered)))
 
     async def _change_model(self, spec: str) -> None:
         if not spec:
@@ -226,6 +276,9 @@ class Chat:
         if self._agent is None:
             self._agent = assemble(self._setup, model=loaded.model, ask=self._ask)
         drawing = TurnDrawing(screen, verbose=self._verbose)
+        session = self._kept.session()
+        for notice in self._kept.notices():
+            self._console.print(Text(clean(notice), "yellow"))
         self._screen, self._cancellation = screen, CancellationToken()
         try:
             async for event in run_turn(
@@ -235,6 +288,7 @@ class Chat:
                 config=self._setup.config,
                 history=self._history,
                 cancellation=self._cancellation,
+                session=session,
             ):
                 drawing.take(event)
                 if isinstance(event, TurnEnded):

@@ -1,0 +1,125 @@
+"""`punie sessions`: list, show, export, import and delete stored conversations."""
+
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from punie.errors import UsageError
+from punie.ui._clean import clean
+from punie.ui._kept import home_of, line_of, open_store
+from punie.ui.options import Options
+
+if TYPE_CHECKING:
+    from pydantic_ai.messages import ModelMessage, ModelRequestPart, ModelResponsePart
+
+    from punie.agent.session import SessionStore
+
+
+def run(
+    action: str,
+    names: Sequence[str],
+    *,
+    options: Options,
+    everywhere: bool = False,
+    markdown: bool = False,
+    output: str | None = None,
+) -> int:
+    """Do one action of `punie sessions` and return the exit code."""
+    with open_store(os.environ) as store:
+        for notice in store.notices:
+            sys.stderr.write(f"punie: {clean(notice)}\n")
+        match action:
+            case "show":
+                sys.stdout.write(clean(as_markdown(store, _one(names))))
+            case "export":
+                _export(store, _one(names), markdown=markdown, output=output)
+            case "import":
+                _import(store, _one(names), options.cwd)
+            case "rm" | "delete":
+                for name in [store.find(name).id for name in names or [_one(names)]]:
+                    store.remove(name)
+                    sys.stdout.write(f"deleted {name}\n")
+            case _:
+                _list(store, None if everywhere else options.cwd)
+    return 0
+
+
+def _one(names: Sequence[str]) -> str:
+    if len(names) != 1:
+        raise UsageError("Name one session.", "`punie sessions list` shows them.")
+    return names[0]
+
+
+def _list(store: "SessionStore", workspace: Path | None) -> None:
+    found = store.list(workspace)
+    for info in found:
+        where = f"  {home_of(info.workspace)}" if workspace is None else ""
+        sys.stdout.write(clean(line_of(info) + where) + "\n")
+    if not found:
+        sys.stderr.write("punie: there are no sessions here; --all shows those of other directories\n")
+
+
+def _export(store: "SessionStore", name: str, *, markdown: bool, output: str | None) -> None:
+    text = clean(as_markdown(store, name)) if markdown else "".join(f"{line}\n" for line in store.export(name))
+    if output is None:
+        sys.stdout.write(text)
+        return
+    try:
+        descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        with os.fdopen(descriptor, "w", encoding="utf-8", errors="backslashreplace") as stream:
+            stream.write(text)
+    except OSError as error:
+        raise UsageError(f"Cannot write {output}: {error.strerror}.", "Name a new file.") from error
+
+
+def _import(store: "SessionStore", name: str, workspace: Path) -> None:
+    try:
+        text = sys.stdin.read() if name == "-" else Path(name).read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"Cannot read {name}: {error}.") from error
+    session, bad = store.import_lines(text.splitlines(), workspace=workspace)
+    session.close()
+    if bad:
+        sys.stderr.write(f"punie: {bad} lines could not be read and were left out\n")
+    sys.stdout.write(f"{session.id}\n")
+
+
+def as_markdown(store: "SessionStore", name: str) -> str:
+    """A session for people to read: what was said, and each tool call with its result."""
+    info = store.find(name)
+    head = f"# {info.title}\n\nSession {info.id} in {info.workspace}, model {info.model}\n"
+    return "\n".join([head, *(text for message in store.messages(name) for text in _blocks(message))])
+
+
+def _blocks(message: "ModelMessage") -> Iterator[str]:
+    for part in message.parts:
+        text = _block(part)
+        if text:
+            yield text
+
+
+def _block(part: "ModelRequestPart | ModelResponsePart") -> str:
+    from pydantic_ai.messages import TextPart, ToolCallPart, ToolReturnPart, UserPromptPart
+
+    match part:
+        case UserPromptPart():
+            said = part.content if isinstance(part.content, str) else "\n".join(map(str, part.content))
+            return f"## You\n\n{said}\n"
+        case TextPart(content=content):
+            return f"## Punie\n\n{content}\n"
+        case ToolCallPart():
+            return f"`{part.tool_name}`\n\n{_fenced(part.args_as_json_str())}"
+        case ToolReturnPart():
+            return _fenced(part.model_response_str(wrap_if_error=False))
+        case _:
+            return ""
+
+
+def _fenced(text: str) -> str:
+    """A block of its own, whatever backticks stand in it."""
+    fence = "```"
+    while fence in text:
+        fence += "`"
+    return f"{fence}\n{text}\n{fence}\n"
