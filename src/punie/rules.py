@@ -15,7 +15,8 @@ COMMANDS = frozenset({"run_command"})
 _GROUPS = {"Read": READS, "Edit": EDITS, "Write": EDITS, "Bash": COMMANDS}
 _NAMES = {**_GROUPS, **{name: frozenset({name}) for name in READS | EDITS | COMMANDS}}
 _MCP = re.compile(r"mcp__[\w.-]+?(__[\w.*-]+)?")
-_WITHOUT_PATH = frozenset({"find_symbol", "find_subclasses", "find_references"})
+# Rules about the files these show are written as rules of Read.
+_WITHOUT_PATH = READS - {"read_file"}
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ def _check_spec(text: str, spec: str, tools: frozenset[str]) -> None:
             raise ValueError(f"'{text}' names no command.")
         return
     if tools <= _WITHOUT_PATH:
-        raise ValueError(f"'{text}': this tool takes no path.")
+        raise ValueError(f"'{text}': a path can only be given to Read.")
     if spec.startswith("!"):
         raise ValueError(f"'{text}': a path rule cannot be negated.")
     if spec.startswith("/") and not spec.startswith("//"):

@@ -12,7 +12,7 @@ from tests.stubs import Reply, scripted
 from tokenizers import Tokenizer
 
 from punie import wire
-from punie.agent import Approver, Event, TurnEnded, create_agent, refuse, run_turn
+from punie.agent import Approver, Event, Permissions, TurnEnded, create_agent, refuse, run_turn
 from punie.backends._local import Loaded, LocalModel
 from punie.config import AgentConfig
 from punie.tools import Workspace
@@ -33,11 +33,12 @@ class Project:
         *replies: Reply,
         model: Model | None = None,
         approve: Approver = refuse,
+        permissions: Permissions | None = None,
         history: Sequence[ModelMessage] = (),
         config: AgentConfig | None = None,
     ) -> tuple[list[Event], TurnEnded]:
         config = config or AgentConfig()
-        agent = create_agent(config, model=model or scripted(*replies), approve=approve)
+        agent = create_agent(config, model=model or scripted(*replies), approve=approve, permissions=permissions)
         workspace = Workspace(self.root)
         stream = run_turn(agent, "Where is Flask?", workspace=workspace, config=config, history=history)
         events = [event async for event in stream]

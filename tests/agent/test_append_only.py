@@ -7,8 +7,8 @@ from tests.agent.conftest import Local, Project, prompts
 from tests.backends.tiny import ScriptedEngine
 
 from punie.agent import TurnEnded
-from punie.agent.approval import approver_for
 from punie.agent.events import UsageUpdated
+from punie.agent.permissions import Permissions
 
 FIND = '<tool_call>\n{"name": "find_symbol", "arguments": {"name": "Flask"}}\n</tool_call>'
 EDIT = '<tool_call>\n{"name": "write_file", "arguments": {"path": "new.txt", "content": "x"}}\n</tool_call>'
@@ -71,9 +71,9 @@ async def test_after_a_turn_that_was_stopped(project: Project, local: Local):
 
 async def test_after_a_mode_switch(project: Project, local: Local):
     model, engine = local(EDIT, "Refused.", EDIT, "Done.")
-    _, first = await project.turn(model=model, approve=approver_for("plan"))
+    _, first = await project.turn(model=model, permissions=Permissions("plan"))
     assert first.tool_calls[0].outcome == "denied"
-    _, second = await project.turn(model=model, approve=approver_for("acceptEdits"), history=first.messages)
+    _, second = await project.turn(model=model, permissions=Permissions("acceptEdits"), history=first.messages)
     assert second.tool_calls[0].outcome == "ok"
     assert_only_grown(engine, requests=4)
 

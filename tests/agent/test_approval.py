@@ -1,18 +1,4 @@
-import pytest
-
-from punie.agent.approval import (
-    Approver,
-    Decision,
-    Request,
-    allowing,
-    approve_all,
-    approver_for,
-    nobody,
-    once,
-    refuse,
-    session,
-)
-from punie.config import PermissionMode
+from punie.agent.approval import Approver, Decision, Request, allowing, approve_all, nobody, once, refuse, session
 
 
 async def ask(request: Request) -> Decision:
@@ -38,23 +24,3 @@ async def test_named_tools_are_allowed_and_the_rest_is_asked():
         "write_file": "session",
         "run_command": "session",
     }
-
-
-@pytest.mark.parametrize(
-    ("mode", "edit", "write", "run"),
-    [
-        ("default", "session", "session", "once"),
-        ("acceptEdits", "once", "once", "once"),
-        ("auto", "once", "once", "once"),
-        ("plan", "deny", "deny", "deny"),
-        ("dontAsk", "deny", "deny", "once"),
-        ("bypassPermissions", "once", "once", "once"),
-    ],
-)
-async def test_permission_modes(mode: PermissionMode, edit: str, write: str, run: str):
-    approve = approver_for(mode, allowed=["run_command"], ask=ask)
-    assert await answers(approve) == {"edit_file": edit, "write_file": write, "run_command": run}
-
-
-async def test_headless_default_mode_allows_nothing_by_itself():
-    assert await answers(approver_for("default")) == dict.fromkeys(("edit_file", "write_file", "run_command"), "nobody")

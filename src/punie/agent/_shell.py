@@ -16,6 +16,7 @@ from tree_sitter import Language, Node, Parser
 
 MAX_BYTES = 10_000
 MAX_COMMANDS = 50
+MAX_WORDS = 500
 MAX_DEPTH = 6
 
 Word = str | None
@@ -250,6 +251,8 @@ class _Reading:
     def _add(self, argv: Argv, *, depth: int, stdin: bool) -> None:
         if len(self.commands) >= MAX_COMMANDS:
             return self._hide(f"more than {MAX_COMMANDS} commands")
+        if len(argv) > MAX_WORDS:
+            self._hide(f"more than {MAX_WORDS} words")
         self.commands.append(argv)
         name = program(argv)
         if not name or name == "{}":

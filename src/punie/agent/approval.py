@@ -1,6 +1,7 @@
 """Who may let a tool change something: requests, decisions and the gate that remembers them."""
 
-from collections.abc import Awaitable, Callable, Collection, Mapping
+import asyncio
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -9,11 +10,28 @@ from pydantic_ai.messages import ToolCallPart
 from pydantic_ai.tools import DeferredToolRequests, DeferredToolResults, ToolApproved, ToolDefinition, ToolDenied
 
 from punie import tools
-from punie.config import PermissionMode
+from punie.agent._dangers import losses
+from punie.agent.permissions import Call, Permissions, Verdict, authorize, grant, hides
 from punie.errors import PermissionNeeded
+from punie.rules import COMMANDS, EDITS
 from punie.tools import Workspace
 
-EDITS = frozenset({"edit_file", "write_file"})
+__all__ = [
+    "EDITS",
+    "Approver",
+    "Decision",
+    "Gate",
+    "Request",
+    "allowing",
+    "always",
+    "approve_all",
+    "deny",
+    "network",
+    "nobody",
+    "once",
+    "refuse",
+    "session",
+]
 
 
 @dataclass(frozen=True)
@@ -23,18 +41,33 @@ class Request:
     tool: str
     arguments: Mapping[str, object]
     preview: str | None
+    resolved: tuple[str, ...] = ()
+    """The commands in it as programs would get them, where they are written in another way."""
+    reason: str = ""
+    """Why it is asked about although a rule or the mode might have let it through."""
+    warning: str = ""
+    """What would be lost."""
+    rules: tuple[str, ...] = ()
+    """What `always` would allow from now on; empty where that is not offered."""
+    every_time: bool = False
+    """Whether it is asked about every time, so that a grant for the session would not hold."""
+    without_network: bool = False
+    """Whether it is a command that the sandbox would keep from the network."""
 
 
 @dataclass(frozen=True)
 class Decision:
     """An answer to a request; "nobody" means there was no one to ask, which ends the turn."""
 
-    kind: Literal["once", "session", "deny", "nobody"]
+    kind: Literal["once", "network", "session", "always", "deny", "nobody"]
     reason: str = ""
 
 
 once = Decision("once")
+network = Decision("network")
+"""Once, and with the network."""
 session = Decision("session")
+always = Decision("always")
 nobody = Decision("nobody")
 
 
@@ -67,70 +100,104 @@ def allowing(names: Collection[str], *, otherwise: Approver = refuse) -> Approve
     return approve
 
 
-def approver_for(mode: PermissionMode, *, allowed: Collection[str] = (), ask: Approver = refuse) -> Approver:
-    """The approver of a permission mode; `ask` is how a person is asked, when one is there."""
-
-    async def deny_the_rest(request: Request) -> Decision:
-        return deny(f"{request.tool} is not allowed here")
-
-    async def deny_all(request: Request) -> Decision:
-        return deny(f"{request.tool} is off while planning")
-
-    match mode:
-        case "bypassPermissions":
-            return approve_all
-        case "plan":
-            return deny_all
-        case "dontAsk":
-            return allowing(allowed, otherwise=deny_the_rest)
-        case "acceptEdits" | "auto":
-            return allowing({*allowed, *EDITS}, otherwise=ask)
-        case "default":
-            return allowing(allowed, otherwise=ask)
+def _forget(rules: Sequence[str]) -> None:
+    """Keep nothing beyond this session."""
+    del rules
 
 
 @dataclass
 class Gate:
-    """Asks about every call that is not read-only, and remembers what was granted for the session."""
+    """Every call comes by here: what is not free is asked about, and what was granted is remembered."""
 
     approve: Approver
+    permissions: Permissions = field(default_factory=Permissions)
+    remember: Callable[[Sequence[str]], None] = _forget
+    """Keeps the rules that the user allows for good; they take effect at once, whatever becomes of this."""
     _granted: set[str] = field(default_factory=set)
 
+    def authorize(self, workspace: Workspace, call: Call) -> Verdict:
+        """Judge a call with what was granted so far."""
+        return authorize(
+            call,
+            root=workspace.root,
+            permissions=self.permissions,
+            # To try a sandbox out takes a moment, which only commands need to wait for.
+            sandbox_works=self.permissions.uses_sandbox and call.tool in COMMANDS and workspace.sandbox.state.active,
+            granted=self._granted,
+        )
+
     def needs_approval(self, ctx: RunContext[Workspace], tool: ToolDefinition, arguments: Mapping[str, object]) -> bool:
-        """Whether the call has to be asked about; the shape `approval_required` of a toolset wants.
+        """Whether the call has to be decided on; the shape `approval_required` of a toolset wants.
 
         Nobody is asked about a change that cannot be made: raises what the tool itself would answer.
         """
-        if tool.name in tools.READ_ONLY or _grant(tool.name, arguments) in self._granted:
-            return False
-        tools.refuse_impossible(ctx.deps, tool.name, arguments)
-        return True
+        ctx.deps.hidden = hides(ctx.deps.root, self.permissions)
+        verdict = self.authorize(ctx.deps, Call(tool.name, arguments))
+        if verdict.kind == "ask" and not verdict.unseen:
+            tools.refuse_impossible(ctx.deps, tool.name, arguments)
+        return verdict.kind != "allow"
 
     async def decide(self, ctx: RunContext[Workspace], requests: DeferredToolRequests) -> DeferredToolResults:
-        """Ask about each waiting call in turn. Raises PermissionNeeded when nobody is there to answer."""
+        """Decide on each waiting call in turn. Raises PermissionNeeded when nobody is there to answer."""
         results = DeferredToolResults()
         for call in requests.approvals:
             results.approvals[call.tool_call_id] = await self._decide(ctx.deps, call)
         return results
 
-    async def _decide(self, workspace: Workspace, call: ToolCallPart) -> ToolApproved | ToolDenied:
-        arguments = call.args_as_dict()
-        if _grant(call.tool_name, arguments) in self._granted:
+    async def _decide(self, workspace: Workspace, part: ToolCallPart) -> ToolApproved | ToolDenied:
+        call = Call(part.tool_name, part.args_as_dict())
+        verdict = self.authorize(workspace, call)
+        if verdict.kind == "allow":
             return ToolApproved()
-        preview = tools.preview(workspace, call.tool_name, arguments)
-        decision = await self.approve(Request(call.tool_name, arguments, preview))
+        if verdict.kind == "deny":
+            return ToolDenied(verdict.reason)
+        request = await _request(workspace, call, verdict, trusted=self.permissions.trusted)
+        decision = await self.approve(request)
         if decision.kind == "nobody":
-            raise PermissionNeeded(
-                f"{call.tool_name} needs a permission and nobody is there to give it.",
-                f"Allow it with --allowed-tools {call.tool_name}, or run without -p and answer.",
-            )
+            raise _nobody_there(request)
         if decision.kind == "deny":
             return ToolDenied(f"The user refused this call{': ' + decision.reason if decision.reason else ''}.")
-        if decision.kind == "session":
-            self._granted.add(_grant(call.tool_name, arguments))
+        if decision.kind == "network":
+            workspace.sandbox.allow_network(str(call.arguments.get("command")))
+        self._keep(decision, call, verdict)
         return ToolApproved()
 
+    def _keep(self, decision: Decision, call: Call, verdict: Verdict) -> None:
+        """Remember what was granted beyond this one call; what is asked about every time stays so."""
+        if verdict.every_time or decision.kind in {"once", "network"}:
+            return
+        if decision.kind == "always" and verdict.rules:
+            self.permissions = self.permissions.with_allowed(verdict.rules)
+            self.remember(verdict.rules)
+        else:
+            self._granted.add(grant(call))
 
-def _grant(name: str, arguments: Mapping[str, object]) -> str:
-    """What a grant for the session covers: the tool, and for commands only the very same one."""
-    return f"{name} {arguments.get('command')}" if name == "run_command" else name
+
+async def _request(workspace: Workspace, call: Call, verdict: Verdict, *, trusted: bool) -> Request:
+    """Everything a person needs for an answer."""
+    warning = ""
+    if verdict.dangers:  # to count files may take a moment, in which the screen must stay alive
+        warning = await asyncio.to_thread(losses, verdict.dangers, root=workspace.root, trusted=trusted)
+    return Request(
+        tool=call.tool,
+        arguments=call.arguments,
+        preview=tools.preview(workspace, call.tool, call.arguments),
+        resolved=verdict.resolved,
+        reason=verdict.reason,
+        warning=warning,
+        rules=verdict.rules,
+        every_time=verdict.every_time,
+        without_network=call.tool in COMMANDS and _keeps_from_network(workspace),
+    )
+
+
+def _keeps_from_network(workspace: Workspace) -> bool:
+    return workspace.sandbox.state.active and not workspace.sandbox.options.network
+
+
+def _nobody_there(request: Request) -> PermissionNeeded:
+    why = request.reason or request.warning.partition("\n")[0].rstrip(".")
+    rules = " ".join(f"--allowed-tools '{rule}'" for rule in request.rules)
+    step = f"Allow it with {rules}, or run without -p and answer." if rules else "Run without -p and answer."
+    said = f"{request.tool} needs a permission and nobody is there to give it{': ' + why if why else ''}."
+    return PermissionNeeded(said, step)

@@ -1,5 +1,7 @@
 """One agent from one configuration."""
 
+from collections.abc import Callable, Sequence
+
 from pydantic_ai import Agent, ModelSettings
 from pydantic_ai.capabilities import HandleDeferredToolCalls
 from pydantic_ai.models import Model
@@ -10,6 +12,7 @@ from punie.agent._room import Shrinking
 from punie.agent.approval import Approver, Gate, refuse
 from punie.agent.guards import ReplyGuard, ToolGuard
 from punie.agent.instructions import instructions_for
+from punie.agent.permissions import Permissions
 from punie.config import AgentConfig
 from punie.errors import ConfigError
 from punie.tools import Workspace
@@ -21,17 +24,26 @@ LARGE_MAX_TOKENS = 8192
 
 
 def create_agent(
-    config: AgentConfig, *, model: Model | str | None = None, approve: Approver = refuse
+    config: AgentConfig,
+    *,
+    model: Model | str | None = None,
+    approve: Approver = refuse,
+    permissions: Permissions | None = None,
+    remember: Callable[[Sequence[str]], None] | None = None,
 ) -> Agent[Workspace, str]:
     """Build the agent; `model` takes the place of `config.model`, as a spec or as a PydanticAI model.
 
-    `approve` decides about calls that change something; by default nobody does, and they end the turn.
+    `permissions` say what is free and what is denied, `approve` decides about the rest; by default everything that
+    changes something is asked about, nobody answers, and that ends the turn. `remember` keeps the rules that are
+    allowed for good.
     Raises ConfigError for an unknown tool or a model spec that cannot be read.
     """
     _refuse_unknown_tools(config)
     engine = _model(config, model)
     compact = is_compact(engine)
-    gate = Gate(approve)
+    gate = Gate(approve, permissions or Permissions())
+    if remember is not None:
+        gate.remember = remember
     return Agent(
         engine,
         deps_type=Workspace,

@@ -3,7 +3,7 @@
 import gc
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -54,8 +54,9 @@ class Snapshot:
 class Index:
     """Safe to use from several threads: one refreshes, the others wait for it."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, *, hidden: Callable[[str], bool] = lambda _: False) -> None:
         self._root = root
+        self._hidden = hidden
         self._lock = threading.Lock()
         self._entries: dict[str, Entry] = {}
         self._facts: dict[str, Facts | None] = {}
@@ -68,7 +69,7 @@ class Index:
             return self._refreshed()
 
     def _refreshed(self) -> Snapshot:
-        entries, capped = _python_files(self._root)
+        entries, capped = _python_files(self._root, self._hidden)
         changed = [entry for entry in entries.values() if self._entries.get(entry.path) != entry]
         gone = self._entries.keys() - entries.keys()
         for path in gone:
@@ -172,11 +173,11 @@ def _skipped(count: int, *, why: str) -> str:
     return f"({count} {'file' if count == 1 else 'files'} skipped: {why})"
 
 
-def _python_files(root: Path) -> tuple[dict[str, Entry], bool]:
+def _python_files(root: Path, hidden: Callable[[str], bool]) -> tuple[dict[str, Entry], bool]:
     entries: dict[str, Entry] = {}
     total = 0
     for entry in walk_files(root):
-        if not entry.path.endswith((".py", ".pyi")):
+        if not entry.path.endswith((".py", ".pyi")) or hidden(entry.path):
             continue
         total += min(entry.size, MAX_FILE_BYTES)
         if len(entries) == MAX_PYTHON_FILES or total > MAX_TOTAL_BYTES:

@@ -3,7 +3,7 @@
 import hashlib
 import os
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Protocol
@@ -56,12 +56,14 @@ class Workspace:
         self.environment: Mapping[str, str] = os.environ if environment is None else environment
         self.sandbox = Sandbox(self.root, sandbox, environment=self.environment, state_dir=state_dir)
         self.seen: dict[str, str] = {}
+        self.hidden: Callable[[str], bool] = _nothing
+        """Files, by their path from the root, that lists and searches leave out."""
         self.journal: Journal | None = None
 
     @cached_property
     def index(self) -> Index:
         """The index of Python definitions; empty until something asks for it."""
-        return Index(self.root)
+        return Index(self.root, hidden=lambda path: self.hidden(path))
 
     def warm(self) -> threading.Thread:
         """Fill the index in the background; tools that need it meanwhile wait for it."""
@@ -71,11 +73,17 @@ class Workspace:
 
     def files(self) -> Iterator[Entry]:
         """The files of the workspace, sorted by path, without ignored and generated ones."""
-        return walk_files(self.root)
+        return (entry for entry in walk_files(self.root) if not self.hidden(entry.path))
 
     def remember(self, relative: str, data: bytes) -> None:
         """Record the bytes of a file the model has seen or written."""
         self.seen[relative] = digest(data)
+
+
+def _nothing(path: str) -> bool:
+    """Nothing is hidden."""
+    del path
+    return False
 
 
 def digest(data: bytes) -> str:

@@ -1,4 +1,4 @@
-"""Asks the user about a call that changes something: all of it is shown, nothing hidden, then once / session / no."""
+"""Asks the user about a call: all of it is shown, nothing hidden, and what would be lost; then one letter answers."""
 
 import json
 from collections.abc import Callable
@@ -7,12 +7,10 @@ from prompt_toolkit import PromptSession
 from rich.console import Console
 from rich.text import Text
 
-from punie.agent.approval import Decision, Request, deny, once, session
+from punie.agent.approval import Decision, Request, always, deny, network, once, session
 from punie.ui._clean import hidden_characters, one_line, visible
 from punie.ui._draw import diff_text
 from punie.ui._keyboard import forget_typed
-
-_KEYS = "y yes, once · s yes, for this session · n no (a reason may follow)"
 
 
 class Question:
@@ -26,17 +24,18 @@ class Question:
     async def ask(self, request: Request) -> Decision:
         """Show the request and wait for an answer that can only have been typed after it was shown."""
         self._show(request)
+        letters = "/".join([*(key for key, _ in choices(request)), "n"])
         forget_typed()
         while True:
             try:
-                answer = await self._prompt.prompt_async("Allow this? [y/s/n] ", handle_sigint=False)
+                answer = await self._prompt.prompt_async(f"Allow this? [{letters}] ", handle_sigint=False)
             except (KeyboardInterrupt, EOFError):
                 self._stop()
                 return deny("the user stopped the turn")
-            decision = decision_of(answer)
+            decision = decision_of(answer, request)
             if decision is not None:
                 return decision
-            self._console.print(Text(_KEYS, "dim"))
+            self._console.print(Text(keys(request), "dim"), soft_wrap=True)
 
     def _show(self, request: Request) -> None:
         content = whole(request)
@@ -48,8 +47,13 @@ class Question:
         hidden = hidden_characters(content)
         if hidden:
             self._console.print(Text(f"Careful: {hidden} invisible or control characters are spelled out.", "bold red"))
-        scope = "this very command" if request.tool == "run_command" else f"every {one_line(request.tool, width=40)}"
-        self._console.print(Text(f"{_KEYS}; session means {scope}", "dim"))
+        for line in request.resolved:
+            self._console.print(Text(f"  runs: {visible(line)}", "yellow"), soft_wrap=True)
+        if request.warning:
+            self._console.print(Text(f"Careful: {visible(request.warning)}", "bold red"), soft_wrap=True)
+        if request.reason:
+            self._console.print(Text(f"Asked because: {visible(request.reason)}", "dim"), soft_wrap=True)
+        self._console.print(Text(keys(request), "dim"), soft_wrap=True)
 
 
 def whole(request: Request) -> str:
@@ -59,15 +63,40 @@ def whole(request: Request) -> str:
     return json.dumps(dict(request.arguments), ensure_ascii=False, indent=2)
 
 
-def decision_of(answer: str) -> Decision | None:
-    """Read an answer; None means that it was none."""
+def choices(request: Request) -> list[tuple[str, str]]:
+    """The letters that allow the call, and what each of them allows."""
+    scope = "this very command" if request.tool == "run_command" else f"every {one_line(request.tool, width=40)}"
+    found = [("y", "yes, once")]
+    if not request.every_time:
+        found.append(("s", f"yes, {scope} for this session"))
+    if request.without_network:
+        found.append(("w", "yes, once, with the network"))
+    if request.rules:
+        found.append(("a", f"always {visible(' and '.join(request.rules))}"))
+    return found
+
+
+def keys(request: Request) -> str:
+    """What can be answered, in one line."""
+    return " · ".join([*(f"{key} {meaning}" for key, meaning in choices(request)), "n no (a reason may follow)"])
+
+
+def decision_of(answer: str, request: Request) -> Decision | None:
+    """Read an answer; an empty one is a no, and None means that it was no answer."""
     word, _, reason = answer.strip().partition(" ")
+    offered = {key for key, _ in choices(request)}
     match word.lower():
         case "y" | "yes":
             return once
-        case "s" | "session":
+        case "s" | "session" if "s" in offered:
             return session
+        case "a" | "always" if "a" in offered:
+            return always
+        case "w" if "w" in offered:
+            return network
         case "n" | "no":
             return deny(reason.strip())
+        case "":
+            return deny()
         case _:
             return None

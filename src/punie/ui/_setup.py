@@ -1,14 +1,15 @@
 """From flags and settings to what a conversation needs: a config, a permission mode, a model and an agent."""
 
 import uuid
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from punie.config import TOOL_NAMES, AgentConfig, PermissionMode, Settings, load_settings
+from punie.config import TOOL_NAMES, AgentConfig, PermissionMode, Settings, home_of, load_settings, remember_rules
 from punie.errors import ConfigError, UsageError
+from punie.rules import RuleSet
 from punie.trust import state_directory
 from punie.ui._progress import OnProgress
 from punie.ui.options import MODES, Options
@@ -33,6 +34,17 @@ class Setup:
     session_id: str
     state_dir: Path
     """Where Punie keeps things of its own."""
+    rules: RuleSet = field(default_factory=RuleSet)
+    trusted: bool = False
+    """Whether the project's own files count for more than data."""
+    local_file: Path | None = None
+    """Where the rules granted in this directory are kept."""
+    home: Path | None = None
+
+    def remember(self, rules: Sequence[str]) -> None:
+        """Keep rules that the user allowed for good. Raises ConfigError if they cannot be written."""
+        if self.local_file is not None:
+            remember_rules(self.local_file, rules, root=self.root)
 
     def with_model(self, spec: str) -> "Setup":
         """Return the same with another model, which may be an alias."""
@@ -49,6 +61,8 @@ def prepare(options: Options, *, env: Mapping[str, str]) -> Setup:
     if mode not in MODES:
         source = resolved.sources["permission_mode"]
         raise ConfigError(f"{source}: permission mode '{mode}' is not available.", f"Choose one of {', '.join(MODES)}.")
+    if mode == "auto":
+        _need_sandbox(settings)
     return Setup(
         settings=settings,
         config=settings.agent_config(),
@@ -57,7 +71,21 @@ def prepare(options: Options, *, env: Mapping[str, str]) -> Setup:
         notices=resolved.notices,
         session_id=uuid.uuid4().hex,
         state_dir=state_directory(env),
+        rules=resolved.rules,
+        trusted=resolved.trusted,
+        local_file=resolved.local_file,
+        home=home_of(env),
     )
+
+
+def _need_sandbox(settings: Settings) -> None:
+    """Raises ConfigError where commands cannot be confined: then nobody may wave them all through."""
+    from punie.tools import sandbox_state
+
+    state = sandbox_state(settings.sandbox)
+    if not state.active:
+        cause = f"Permission mode 'auto' needs a sandbox, and none works here: {state.reason}."
+        raise ConfigError(cause, "acceptEdits lets edits through and asks about commands.")
 
 
 def open_workspace(setup: Setup) -> "Workspace":
@@ -110,9 +138,9 @@ def assemble(setup: Setup, *, model: "Model", ask: "Approver") -> "Agent[Workspa
     """
     import pydantic_ai
 
-    from punie.agent.approval import approver_for
     from punie.agent.factory import create_agent
+    from punie.agent.permissions import Permissions
 
-    approve = approver_for(setup.mode, allowed=setup.settings.allowed_tools, ask=ask)
+    permissions = Permissions(setup.mode, setup.rules, uses_sandbox=True, trusted=setup.trusted, home=setup.home)
     pydantic_ai.BANNER_ENABLED = False  # the terminal is Punie's to draw on
-    return create_agent(setup.config, model=model, approve=approve)
+    return create_agent(setup.config, model=model, approve=ask, permissions=permissions, remember=setup.remember)

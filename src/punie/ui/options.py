@@ -8,8 +8,8 @@ from typing import Literal, NamedTuple
 
 OutputFormat = Literal["text", "json", "stream-json"]
 OUTPUT_FORMATS: tuple[OutputFormat, ...] = ("text", "json", "stream-json")
-MODES = ("default", "acceptEdits", "dontAsk", "plan", "bypassPermissions")
-"""The permission modes that can be chosen."""
+MODES = ("default", "acceptEdits", "auto", "dontAsk", "plan", "bypassPermissions")
+"""The permission modes; `auto` needs a sandbox that works."""
 
 
 class Options(NamedTuple):

@@ -1,0 +1,56 @@
+"""Commands that only read: by their words, with the options that make some of them do more."""
+
+import re
+
+from punie.agent._shell import Argv, program
+
+_READERS = frozenset({
+    "cat", "cut", "du", "echo", "egrep", "false", "fgrep", "file", "find", "grep", "head", "id", "ls", "nl", "pwd",
+    "rev", "rg", "sed", "seq", "sort", "stat", "tail", "test", "tr", "true", "uname", "uniq", "wc", "which",
+})  # fmt: skip
+_WITH_ANY_OPTION = _READERS - {"find", "rg", "sed", "sort", "uniq", "test", "file"}
+_DENIED = {
+    "find": re.compile(r"-(exec|execdir|ok|okdir|delete|fprint.*|fls)"),
+    "rg": re.compile(r"--(pre|pre-glob|hostname-bin|search-zip)(=.*)?|-[a-zA-Z]*z[a-zA-Z]*"),
+    "sort": re.compile(r"-[a-zA-Z]*[oST].*|--(o|output|compress|temp|files0).*"),
+    "file": re.compile(r"-[a-zA-Z]*[Cmfz].*|--(c|compile|magic|files|uncompress).*"),
+    "uniq": re.compile(r"(?!)"),
+    "test": re.compile(r"(?!)"),
+}
+_PRINTS_LINES = re.compile(r"\d+(,(\d+|\$))?p")
+
+
+def operands_of(argv: Argv) -> list[str]:
+    """The words that may name files, also those that stand in an option."""
+    words = [word for word in argv[1:] if word is not None]
+    return [re.sub(r"^--?[\w-]+?=|^-[a-zA-Z](?=[./])", "", word) for word in words]
+
+
+def is_reader(name: str) -> bool:
+    """Whether a program only reads the files its words name, whatever it is told to do besides."""
+    return name in _READERS - {"sed", "find", "sort"} or name == "<"
+
+
+def is_safe(argv: Argv) -> bool:
+    """Whether a plain command changes nothing and runs nothing else. The program must stand there by its name alone."""
+    name = argv[0] if argv else None
+    if name is None or name not in _READERS:
+        return False
+    if name == "sed":
+        return _only_prints(argv)
+    if name == "uniq":
+        return sum(word is not None and not word.startswith("-") for word in argv[1:]) <= 1
+    pattern = _DENIED.get(name)
+    return pattern is None or not any(word is None or pattern.fullmatch(word) for word in argv[1:])
+
+
+def _only_prints(argv: Argv) -> bool:
+    words = [word for word in argv[1:] if word is not None]
+    if len(words) != len(argv) - 1 or words[:1] != ["-n"] or len(words) < 2:
+        return False
+    return bool(_PRINTS_LINES.fullmatch(words[1])) and not any(word.startswith("-") for word in words[2:])
+
+
+def has_safe_prefix(argv: Argv) -> bool:
+    """Whether a program stays safe whatever words follow its name."""
+    return program(argv) == argv[0] and argv[0] in _WITH_ANY_OPTION
