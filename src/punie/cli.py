@@ -157,6 +157,18 @@ def _doctor(arguments: Sequence[str]) -> int:
     return doctor.run(_command_options(given))
 
 
+def _trust(arguments: Sequence[str]) -> int:
+    parser = _command_parser("trust", "[--remove | --list] [DIR]")
+    actions = parser.add_mutually_exclusive_group()
+    actions.add_argument("--remove", action="store_const", const="remove", dest="action", help="trust it no longer")
+    actions.add_argument("--list", action="store_const", const="list", dest="action", help="name what is trusted")
+    parser.add_argument("directory", nargs="?", metavar="DIR", help="the project; the current directory if absent")
+    given = parser.parse_args(arguments)
+    from punie.ui import trust
+
+    return trust.run(given.action or "add", _directory(given.directory or given.cwd), env=os.environ)
+
+
 def _train(arguments: Sequence[str]) -> int:
     """Hand everything over by name: this package never imports the training package."""
     from importlib import import_module
@@ -182,6 +194,7 @@ COMMANDS: Mapping[str, Command] = {
     "models": Command("List, fetch, describe and test the models", _models),
     "config": Command("Show and change the settings, each with its source", _config),
     "sessions": Command("List, show, export, import and delete stored conversations", _sessions),
+    "trust": Command("Trust a project: its .punie/config.toml is read from then on", _trust),
     "doctor": Command("Check engine, weights, settings and directories, and say how to mend them", _doctor),
     "train": Command("Train and evaluate the model (`punie train --help`)", _train),
 }
@@ -190,6 +203,7 @@ COMMANDS: Mapping[str, Command] = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code. A bug keeps its traceback."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    _import_nothing_from_here()
     _survive_odd_text()
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _terminate)
@@ -203,6 +217,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         return _reader_left()
     return code
+
+
+def _import_nothing_from_here() -> None:
+    """A repository's `rich.py` must not be taken for rich, whatever PYTHONPATH and the way Punie was started say.
+
+    The directory Punie itself was installed from stays, also for those who work in it.
+    """
+    try:
+        here = str(Path.cwd())
+    except FileNotFoundError:
+        here = ""
+    own = str(Path(__file__).resolve().parent.parent)
+    kept = (entry for entry in sys.path if Path(entry).is_absolute() and (entry.rstrip("/") != here or here == own))
+    sys.path[:] = [entry for entry in kept if entry]
 
 
 def _run(arguments: list[str]) -> int:

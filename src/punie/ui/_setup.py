@@ -37,6 +37,8 @@ class Setup:
     rules: RuleSet = field(default_factory=RuleSet)
     trusted: bool = False
     """Whether the project's own files count for more than data."""
+    waiting: tuple[Path, ...] = ()
+    """Files of the project that would be read if it were trusted."""
     local_file: Path | None = None
     """Where the rules granted in this directory are kept."""
     home: Path | None = None
@@ -73,6 +75,7 @@ def prepare(options: Options, *, env: Mapping[str, str]) -> Setup:
         state_dir=state_directory(env),
         rules=resolved.rules,
         trusted=resolved.trusted,
+        waiting=() if resolved.trusted or resolved.project_file is None else (resolved.project_file,),
         local_file=resolved.local_file,
         home=home_of(env),
     )

@@ -3,7 +3,6 @@
 import importlib.util
 import json
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -17,6 +16,7 @@ from punie.backends import _weights as weights
 from punie.backends.catalogue import EMBEDDED, entry
 from punie.config import user_config_file
 from punie.errors import PunieError
+from punie.tools._programs import find_program
 from punie.ui._activity import duration_text
 from punie.ui._canary import ask_canary
 from punie.ui._clean import clean
@@ -125,7 +125,7 @@ def _probe(code: str) -> tuple[int, str]:
 
 
 def _git() -> Finding:
-    path = shutil.which("git")
+    path = find_program("git", path=os.environ.get("PATH", ""), workspace=Path.cwd())
     if path:
         return Finding("ok", "git", path)
     return Finding("note", "git", "is not installed", "Install git: without it changes cannot be compared and undone.")

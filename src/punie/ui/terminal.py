@@ -24,6 +24,7 @@ from punie.ui._loading import Loaded, Loading
 from punie.ui._screen import Screen
 from punie.ui._setup import Setup, assemble, prepare
 from punie.ui.options import Options
+from punie.ui.trust import ask_at_terminal, offer
 
 if TYPE_CHECKING:
     from pydantic_ai import Agent, CancellationToken
@@ -62,6 +63,8 @@ def run(options: Options) -> int:
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         raise UsageError("The chat needs a terminal.", "For one answer without one: punie -p PROMPT")
     setup = prepare(options, env=os.environ)
+    if offer(setup, env=os.environ, ask=ask_at_terminal):
+        setup = prepare(options, env=os.environ)
     chat = Chat(setup, console=Console(highlight=False), verbose=options.verbose)
     chat.begin(options)
     return asyncio.run(chat.run(options.prompt))
