@@ -8,7 +8,7 @@ from pathlib import Path
 
 from punie.backends._weights import default_cache_dir
 from punie.errors import UsageError
-from punie_training import adapter_command, data_command
+from punie_training import adapter_command, data_command, forecast_command
 
 HOME = Path("training")
 Command = Callable[[argparse.Namespace], int]
@@ -30,6 +30,7 @@ def _parser() -> argparse.ArgumentParser:
     data_command.arguments(commands.add_parser("data", help="build, check or import training rows"))
     _run_command(commands.add_parser("run", help="train a recipe"))
     _eval_command(commands.add_parser("eval", help="run the evaluation suite on a model"))
+    forecast_command.add(commands)
     listing = commands.add_parser("list", help="list recipes, data and runs")
     listing.set_defaults(command=_list)
     reporting = commands.add_parser("report", help="print the report of an evaluation")

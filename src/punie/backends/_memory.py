@@ -199,7 +199,7 @@ def _directory(path: Path) -> tuple[int, Shape, float]:
     tensors = {name: tensor for file in files for name, tensor in safetensors_tensors(file).items()}
     kinds = {tensor.kind for name, tensor in tensors.items() if "norm" in name} or {"F16"}
     bits = max(_CACHE_BITS.get(kind, 16) for kind in kinds)
-    return sum(t.size_bytes for t in tensors.values()), _shape_of(_config(path / "config.json")), bits
+    return sum(t.size_bytes for t in tensors.values()), shape_of(_config(path / "config.json")), bits
 
 
 def _config(path: Path) -> Config:
@@ -215,7 +215,8 @@ def _config(path: Path) -> Config:
     return {**found, **inner} if isinstance(inner, dict) else found
 
 
-def _shape_of(config: Config) -> Shape:
+def shape_of(config: Config) -> Shape:
+    """From `config.json`, or as much of it as the catalogue knows."""
     layers, heads = _int(config, "num_hidden_layers"), _int(config, "num_attention_heads")
     hidden = _int(config, "hidden_size")
     size = _int(config, "head_dim", hidden // heads if heads else 0)

@@ -30,6 +30,8 @@ class Entry(ModelFacts):
     """The tokens that end a turn, for people: engines read the template and these from the weights."""
     end_ids: tuple[int, ...] = ()
     """Their numbers."""
+    config: Mapping[str, int] = {}
+    """What of `config.json` memory depends on, to plan a training run before there are weights."""
 
     @property
     def source(self) -> Literal["package", "hub", "folder"]:
