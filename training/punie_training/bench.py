@@ -74,12 +74,16 @@ class Turn:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measure, print, and write `bench.json` if asked to. `backends` as the first word compares the backends."""
+    """Measure, print, and write `bench.json` if asked to. `backends` and `safety` as first words measure those."""
     given = sys.argv[1:] if argv is None else argv
     if given[:1] == ["backends"]:
         from punie_training import bench_backends  # it builds on this module
 
         return bench_backends.main(given[1:])
+    if given[:1] == ["safety"]:
+        from punie_training import bench_safety  # it builds on this module
+
+        return bench_safety.main(given[1:])
     options = options_of(given, prog="just bench", about="Time the standard query on this machine.")
     figures: dict[str, Figure] = {}
     root = project_of(options.project, cache_dir=options.cache)

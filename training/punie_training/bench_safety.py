@@ -1,0 +1,77 @@
+"""`just bench safety`: what it costs to be careful, in milliseconds.
+
+Each entry of `MEASURES` measures one precaution the way it happens in use, once for each round it is asked for.
+"""
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from punie.agent._shell import analyse
+from punie.agent.permissions import Call, Permissions, authorize
+from punie.rules import RuleSet, parse_rule
+from punie_training.bench import Figure, machine, say
+
+AUTHORIZE_MS = 2.0
+"""What judging one call may take."""
+
+_RULES = RuleSet(
+    deny=tuple(map(parse_rule, ("Bash(curl:*)", "Bash(git push:*)", "Read(./secrets/**)", "Edit(~/**)"))),
+    ask=(parse_rule("Bash(git commit:*)"),),
+    allow=tuple(map(parse_rule, ("Bash(pytest:*)", "Bash(git log:*)", "Bash(npm run test)", "Edit(src/**)"))),
+)
+_CALLS: Mapping[str, Call] = {
+    "authorize: read a file": Call("read_file", {"path": "src/punie/app.py"}),
+    "authorize: edit a file": Call("edit_file", {"path": "src/punie/app.py", "old": "a", "new": "b"}),
+    "authorize: plain command": Call("run_command", {"command": "pytest -q tests/agent | tail -n 20"}),
+    "authorize: command that hides what it runs": Call(
+        "run_command", {"command": "for f in src/*.py; do env A=1 bash -c \"cat $f | grep -n 'x y' > out/$f\"; done"}
+    ),
+    "authorize: command that deletes": Call("run_command", {"command": "rm -rf build && git reset --hard HEAD~1"}),
+}
+
+Measure = Callable[[int], Iterator[float]]
+"""Gives the milliseconds of each of so many rounds."""
+
+
+def _authorizing(call: Call) -> Measure:
+    """Judge a call that was never seen before: what is remembered of commands is forgotten first."""
+
+    def rounds(count: int) -> Iterator[float]:
+        permissions = Permissions("default", _RULES, uses_sandbox=True, home=Path.home())
+        with tempfile.TemporaryDirectory(prefix="punie-") as directory:
+            root = Path(directory).resolve()
+            (root / "src" / "punie").mkdir(parents=True)
+            (root / "src" / "punie" / "app.py").write_text("a\n", "utf-8")
+            authorize(call, root=root, permissions=permissions)  # what is imported and compiled once is no part of it
+            for _ in range(count):
+                analyse.cache_clear()
+                started = time.perf_counter()
+                authorize(call, root=root, permissions=permissions, sandbox_works=True)
+                yield (time.perf_counter() - started) * 1000
+
+    return rounds
+
+
+MEASURES: Mapping[str, Measure] = {name: _authorizing(call) for name, call in _CALLS.items()}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure, print, and write the figures if asked to."""
+    parser = argparse.ArgumentParser(prog="just bench safety", description="Time Punie's precautions.")
+    parser.add_argument("--runs", type=int, default=200, help="rounds of each measure")
+    parser.add_argument("--out", type=Path, help="write the figures as JSON")
+    options = parser.parse_args(sys.argv[1:] if argv is None else argv)
+    say(f"{machine()}\nmilliseconds: median, smallest .. largest\n")
+    figures = {name: Figure.of(measure(options.runs)) for name, measure in MEASURES.items()}
+    for name, figure in figures.items():
+        say(f"{name:<44}{figure}")
+    if options.out:
+        record = {"machine": machine(), "unit": "ms", "figures": {name: asdict(f) for name, f in figures.items()}}
+        options.out.write_text(json.dumps(record, indent=2) + "\n", "utf-8")
+    return 0
