@@ -1,15 +1,20 @@
 import json
+import shutil
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from pydantic_ai.messages import ModelMessage
 from pydantic_ai.models.function import AgentInfo, DeltaToolCall, DeltaToolCalls, FunctionModel
+from tests.backends import tiny
+from tests.training.evaluations import outcome
 
 from punie.config import AgentConfig
 from punie.wire import conversation, expand
 from punie_training import report
 from punie_training.evaluate import Outcome, evaluate, invented, normal
+from punie_training.examine import Plan, resources
 from punie_training.generate import Studio
 from punie_training.suite import Case, fingerprint, tool_cases
 from punie_training.tasks import Expect, Task, Turn
@@ -77,6 +82,29 @@ def test_a_path_counts_as_invented_unless_it_is_there_or_was_written(studio: Stu
     assert invented("Done, docs/nowhere.md is written.", studio, written=("docs/other.md",)) == 1
 
 
+async def test_what_is_cited_and_what_is_not_answered_is_counted(
+    studio: Studio, cases: list[Case], tmp_path: Path
+) -> None:
+    right = report.summary(await _run(cases, studio, _scripted(cases), tmp_path / "right.jsonl"))
+    assert (right.places_exact.value, right.no_answer.hits) == (1.0, 0)
+    assert (right.over_eager.hits, right.under_eager.hits) == (0, 0)
+    place = "It is in src/shop/basket.py:1."
+    wrong = await _run(cases, studio, _talking(place), tmp_path / "wrong.jsonl")
+    asked_for_places = {"subclasses", "references", "empty"}
+    assert {o.family for o in wrong if o.cited} == asked_for_places
+    assert (report.summary(wrong).places_exact.hits, report.summary(wrong).places_exact.n) == (0, 6)
+    assert (report.summary(wrong).under_eager.value, report.summary(wrong).over_eager.hits) == (1.0, 0)
+    silent = report.summary(await _run(cases, studio, _talking(" "), tmp_path / "silent.jsonl"))
+    assert (silent.no_answer.value, silent.places_exact.n) == (1.0, 0)
+
+
+def test_more_tokens_a_second_need_less_time() -> None:
+    made = outcome("definition", 1, right=True)
+    fast, slow = (replace(made, output_tokens=30, decode_s=seconds) for seconds in (0.5, 1.0))
+    assert report.summary([fast, slow]).decode_tokens_per_s == pytest.approx(40.0)
+    assert report.summary([]).decode_tokens_per_s == 0.0
+
+
 async def test_prose_that_mentions_the_right_tools_scores_nothing(
     studio: Studio, cases: list[Case], tmp_path: Path
 ) -> None:
@@ -113,6 +141,30 @@ async def test_no_case_changes_a_project_that_others_are_asked_about(
     assert not (studio.root / "new.py").exists()
 
 
+async def test_every_project_of_training_has_its_turn(project: Path, tmp_path: Path) -> None:
+    opened = []
+    for name in ("a", "b", "c", "d"):
+        shutil.copytree(project, tmp_path / name / "shop")
+        opened.append(Studio(name, tmp_path / name / "shop"))
+    counts = {"subclasses": 2, "references": 2, "read": 2}
+    seen = await tool_cases("train", opened, counts=counts)
+    assert [c.task.project for c in seen] == ["a", "b", "c", "d", "a", "b"]
+    unseen = await tool_cases("test", opened, counts=counts)
+    assert {c.task.project for c in unseen} == {"a"}, "the order of the suite is its fingerprint"
+
+
+def test_the_bytes_of_models_that_are_files_are_told(tmp_path: Path) -> None:
+    model, adapter = tmp_path / "model", tiny.write_adapter(tmp_path / "adapter", seed=1)
+    model.mkdir()
+    (model / "weights").write_bytes(b"12345")
+    plan = Plan(f"mlx:{model}+{adapter}", "test", tmp_path, tmp_path)
+    assert resources(plan)["model_bytes"] == 5
+    assert resources(plan)["peak_bytes"] > 10e6
+    service = resources(Plan("claude:claude-x", "test", tmp_path, tmp_path, adapter=adapter))
+    assert service.keys() == {"peak_bytes", "adapter_bytes"}
+    assert service["adapter_bytes"] == (adapter / "adapters.safetensors").stat().st_size
+
+
 async def test_half_of_the_cases_are_in_held_out_wordings(cases: list[Case]) -> None:
     asked = [c for c in cases if not c.is_concept]
     assert sum(c.task.seen_wording for c in asked) == len(asked) / 2
@@ -121,10 +173,14 @@ async def test_half_of_the_cases_are_in_held_out_wordings(cases: list[Case]) -> 
 
 async def test_the_report_has_intervals_hashes_and_misses(studio: Studio, cases: list[Case], tmp_path: Path) -> None:
     outcomes = await _run(cases, studio, _talking(PROSE), tmp_path / "outcomes.jsonl")
-    page = report.write(outcomes, tmp_path, identity={"adapter": "abc"}, canary=False).read_text()
+    page = report.write(
+        outcomes, tmp_path, identity={"adapter": "abc"}, canary=False, resources={"peak_bytes": 2_500_000}
+    ).read_text()
     record = json.loads((tmp_path / "report.json").read_text())
     assert record["identity"] == {"adapter": "abc"}
     assert record["all"]["tool_recall"] == {"value": 0.0, "low": 0.0, "high": pytest.approx(0.2153, abs=1e-3), "n": 14}
+    assert record["resources"] == {"peak_bytes": 2_500_000}
+    assert "| peak bytes | 2.5 MB |" in page
     assert "canary: FAILED" in page
     assert "What missed (14)" in page
 

@@ -1,101 +1,26 @@
 import json
 import resource
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from tests.backends import tiny
+from tests.training.evaluations import TEMPLATE, base, run, written
 
 from punie.backends._weights import adapter_hash
-from punie.backends.catalogue import EMBEDDED, entry
+from punie.backends.catalogue import EMBEDDED
 from punie.cli import main
 from punie.errors import UsageError, WeightsMissing
-from punie_training import evaluate, report
 from punie_training.compare import ANSWER, FIRST_CALL, Evaluation, Paired, compare, markdown
 from punie_training.evaluate import Outcome
-from punie_training.examine import digest
 from punie_training.promote import NotPromoted, _rename_in_turn, _swap, judge, promote
-
-TEMPLATE = "a template"
-FAMILIES = {"definition": 80, "references": 80, "edit": 16, "concept": 60}
-
-
-def outcome(family: str, number: int, *, right: bool) -> Outcome:
-    """A case answered with one call and no mistake, or with the wrong one."""
-    direct = family == "concept"
-    called = right != direct
-    return Outcome(
-        id=f"{family}-{number}",
-        family=family,
-        project="shop",
-        template=f"{family}/1",
-        seen_wording=number % 2 == 0,
-        question=f"{family} {number}?",
-        needs_tool=not direct,
-        answer="yes",
-        said="yes",
-        calls=(("find_symbol", "{}"),) if called else (),
-        valid_calls=called,
-        first_call_right=right,
-        precision=float(right),
-        recall=float(right),
-        f1=float(right),
-        right=right,
-        looped=False,
-        invented_paths=0,
-        turns=2,
-        stop_reason="done",
-        total_s=0.5,
-        prefill_s=0.2,
-        decode_s=0.2,
-        tools_s=0.1,
-        input_tokens=100,
-        output_tokens=10,
-        cached_tokens=50,
-    )
-
-
-def run(**wrong: int) -> list[Outcome]:
-    """The suite, with this many wrong outcomes in the families named, called but wrong."""
-    made = []
-    for family, count in FAMILIES.items():
-        for number in range(count):
-            found = outcome(family, number, right=number >= wrong.get(family, 0))
-            made.append(found if family == "concept" else replace(found, calls=(("x", "{}"),), valid_calls=True))
-    return made
-
-
-def written(
-    directory: Path, outcomes: list[Outcome], *, adapter: Path, canary: bool = True, **other: str
-) -> Evaluation:
-    identity = {
-        "model": "tiny",
-        "base": _base()[:16],
-        "adapter": adapter_hash(adapter),
-        "template": digest(TEMPLATE),
-        "settings": "s",
-        "split": "test",
-        "suite": "q",
-        **other,
-    }
-    report.write(outcomes, directory, identity=identity, canary=canary)
-    lines = [json.dumps({"key": evaluate.key(identity), **asdict(o)}) for o in outcomes]
-    apart = json.dumps({"key": evaluate.key(identity), **asdict(replace(outcomes[0], id="canary", family="canary"))})
-    (directory / "outcomes.jsonl").write_text("\n".join([*lines, apart, '{"key": "torn']))
-    return Evaluation.load(directory)
-
-
-def _base() -> str:
-    file = entry(EMBEDDED).file
-    assert file
-    return file.sha256
 
 
 def made_adapter(directory: Path, *, seed: int) -> Path:
     tiny.write_adapter(directory, seed=seed)
     (directory / "chat_template.jinja").write_text(TEMPLATE)
-    (directory / "manifest.json").write_text(json.dumps({"base": _base(), "recipe": f"r{seed}", "rows": 7}))
+    (directory / "manifest.json").write_text(json.dumps({"base": base(), "recipe": f"r{seed}", "rows": 7}))
     return directory
 
 
@@ -176,6 +101,7 @@ def test_evaluations_that_say_nothing_about_the_adapter_are_refused(
 
     refused(f"evaluation of adapter {adapter_hash(shipped)}", of=shipped)
     refused("dev split", split="dev")
+    refused("train split", split="train")
     refused("another chat template", template="0123")
     refused("another model", base="0123")
     refused("different suites", suite="0123")

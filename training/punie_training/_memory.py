@@ -1,15 +1,14 @@
 """Memory of a training run: what it takes, what it may take, and the C library told to keep what is freed."""
 
 import ctypes
-import resource
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 
 from pydantic import ByteSize, TypeAdapter, ValidationError
 
 from punie.backends._mlx import mx
 from punie.errors import NotEnoughMemory, UsageError
+from punie_training.rss import resident_peak
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 _SHARE = 0.9
@@ -42,15 +41,7 @@ def peak_bytes() -> int:
     As the system counts it, the interpreter and the loading of the model included; or as MLX does, if that is more:
     not every system counts what a GPU holds.
     """
-    return max(_resident_peak(), mx.get_peak_memory())
-
-
-def _resident_peak() -> int:
-    if sys.platform != "linux":
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # bytes on macOS
-    # Linux hands ru_maxrss down from the process that started this one.
-    lines = Path("/proc/self/status").read_text("ascii", "replace").splitlines()
-    return next((int(line.split()[1]) << 10 for line in lines if line.startswith("VmHWM:")), 0)
+    return max(resident_peak(), mx.get_peak_memory())
 
 
 @dataclass(frozen=True)

@@ -33,8 +33,8 @@ def _parser() -> argparse.ArgumentParser:
     forecast_command.add(commands)
     listing = commands.add_parser("list", help="list recipes, data and runs")
     listing.set_defaults(command=_list)
-    reporting = commands.add_parser("report", help="print the report of an evaluation")
-    reporting.add_argument("directory", type=Path)
+    reporting = commands.add_parser("report", help="print the report of an evaluation, or of several seeds")
+    reporting.add_argument("directory", type=Path, nargs="+", help="what `punie train eval --out` wrote")
     reporting.set_defaults(command=_report)
     adapter_command.add(commands)
     return parser
@@ -51,7 +51,9 @@ def _eval_command(parser: argparse.ArgumentParser) -> None:
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--adapter", type=Path, help="an adapter of the embedded model, in place of the shipped one")
     which.add_argument("--bare", action="store_true", help="the embedded model without an adapter")
-    parser.add_argument("--split", choices=("test", "dev"), default="test")
+    parser.add_argument(
+        "--split", choices=("test", "dev", "train"), default="test", help="train: projects that are seen in training"
+    )
     parser.add_argument("--scale", type=float, default=1.0, help="shrink or grow the tool questions")
     parser.add_argument("--concepts", type=int, default=70, help="general questions")
     parser.add_argument("--out", type=Path, default=HOME / "runs" / "eval")
@@ -96,7 +98,12 @@ def _list(options: argparse.Namespace) -> int:
 
 
 def _report(options: argparse.Namespace) -> int:
-    page = options.directory / "report.md"
+    if len(options.directory) > 1:
+        from punie_training import compare, seeds  # pydantic_ai is slow to import
+
+        _say(seeds.markdown([compare.Evaluation.load(directory) for directory in options.directory]))
+        return 0
+    page = options.directory[0] / "report.md"
     if not page.is_file():
         raise UsageError(f"{page} is not there.", "Run `punie train eval --out DIRECTORY` first.")
     _say(page.read_text("utf-8"))

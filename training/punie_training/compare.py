@@ -2,7 +2,7 @@
 
 import math
 import statistics
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from punie.errors import UsageError
 from punie_training import evaluate
 from punie_training.evaluate import Outcome
-from punie_training.report import Rate, Z
+from punie_training.measures import ANSWER, FIRST_CALL, MEASURES, Measure, Rate, Z, asked, difference
 
 _APART = frozenset({"standard", "canary"})
 """Families that are asked beside the suite and never scored."""
@@ -57,35 +57,6 @@ class Evaluation:
     def says(self, name: str) -> str:
         """A value of the identity, "?" where an older report has none."""
         return self.identity.get(name, "?")
-
-
-@dataclass(frozen=True)
-class Measure:
-    """A figure that is a share of cases."""
-
-    name: str
-    counts: Callable[[Outcome], bool]
-    """Whether the case is one of those the share is of."""
-    hit: Callable[[Outcome], bool]
-    wanted: bool = True
-    """False where fewer hits are better."""
-
-
-def _asked(outcome: Outcome) -> bool:
-    return outcome.family != "concept"
-
-
-FIRST_CALL = Measure("first call right", _asked, lambda o: o.first_call_right)
-ANSWER = Measure("answer right", _asked, lambda o: o.right)
-MEASURES = (
-    FIRST_CALL,
-    ANSWER,
-    Measure("tool recall", lambda o: o.needs_tool, lambda o: o.used_tool),
-    Measure("direct rate", lambda o: not _asked(o), lambda o: not o.used_tool),
-    Measure("valid calls", lambda o: o.needs_tool, lambda o: o.valid_calls),
-    Measure("looped", lambda o: True, lambda o: o.looped, wanted=False),
-    Measure("invented paths", _asked, lambda o: o.invented_paths > 0, wanted=False),
-)
 
 
 @dataclass(frozen=True)
@@ -139,13 +110,8 @@ class Paired:
 
     @property
     def interval(self) -> tuple[float, float]:
-        """95% interval of the difference of paired shares (Newcombe 1998, method 10)."""
-        (low_a, high_a), (low_b, high_b) = self.a.interval, self.b.interval
-        below, above = (self.b.value - low_b, high_a - self.a.value), (high_b - self.b.value, self.a.value - low_a)
-        return self.difference - self._length(*below), self.difference + self._length(*above)
-
-    def _length(self, first: float, second: float) -> float:
-        return math.sqrt(max(0.0, first**2 - 2 * self._correlation * first * second + second**2))
+        """95% interval of the difference of paired shares (method 10)."""
+        return difference(self.a, self.b, correlation=self._correlation)
 
     @property
     def _correlation(self) -> float:
@@ -178,7 +144,7 @@ class Comparison:
     @property
     def families(self) -> Mapping[str, tuple[Paired, Paired]]:
         """First call and answer of every family that an oracle judges."""
-        names = dict.fromkeys(a.family for a, _ in self.pairs if _asked(a))
+        names = dict.fromkeys(a.family for a, _ in self.pairs if asked(a))
         return {name: self.family(name) for name in names}
 
 
@@ -203,20 +169,22 @@ def markdown(compared: Comparison) -> str:
     ]
     lines.append(f"- suite: `{a.says('suite')}`, {a.says('split')}, {len(compared.pairs)} cases")
     lines += [f"- also different: {name}" for name in ("base", "template", "settings") if a.says(name) != b.says(name)]
-    head = ("figure", "n", "A", "B", "B less A (95%)", "only A", "only B", "p")
-    lines += ["", *_head(head), *(_row(p.measure.name, p) for p in compared.whole), _f1_row(compared.pairs)]
-    lines += ["", *_head(("family", *head[1:]))]
+    lines += ["", *head("figure"), *(row(p.measure.name, p) for p in compared.whole), _f1_row(compared.pairs)]
+    lines += ["", *head("family")]
     for name, found in compared.families.items():
-        lines += [_row(f"{name}: {paired.measure.name}", paired) for paired in found]
+        lines += [row(f"{name}: {paired.measure.name}", paired) for paired in found]
     return "\n".join([*lines, "", "p: McNemar's exact test on the cases that only one of the two got right.", ""])
 
 
-def _head(names: Sequence[str]) -> Iterator[str]:
+def head(what: str) -> Iterator[str]:
+    """The first two lines of a table of `row`s."""
+    names = (what, "n", "A", "B", "B less A (95%)", "only A", "only B", "p")
     yield f"| {' | '.join(names)} |"
     yield f"|{'---|' * len(names)}"
 
 
-def _row(name: str, paired: Paired) -> str:
+def row(name: str, paired: Paired) -> str:
+    """One measure of two evaluations as a line of a Markdown table."""
     low, high = paired.interval
     change = f"{100 * paired.difference:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})"
     shares = f"{paired.a.value:.1%} | {paired.b.value:.1%}"
@@ -225,7 +193,7 @@ def _row(name: str, paired: Paired) -> str:
 
 def _f1_row(pairs: Sequence[tuple[Outcome, Outcome]]) -> str:
     """The mean F1 with the normal interval of its paired difference."""
-    judged = [(a.f1, b.f1) for a, b in pairs if _asked(a)]
+    judged = [(a.f1, b.f1) for a, b in pairs if asked(a)]
     if len(judged) < 2:
         return f"| F1 | {len(judged)} | | | | | | |"
     gains = [b - a for a, b in judged]

@@ -63,6 +63,15 @@ class Outcome:
     input_tokens: int
     output_tokens: int
     cached_tokens: int
+    cited: int = 0
+    """`path:line`s in the answer to a question about places, or about what is not there."""
+    cited_right: int = 0
+    """Those of them that the oracle knows as right."""
+
+    @property
+    def answered(self) -> bool:
+        """Whether the turn came to its end with an answer."""
+        return self.stop_reason == "done" and bool(self.answer.strip())
 
     @property
     def used_tool(self) -> bool:
@@ -148,6 +157,7 @@ def _outcome(case: Case, ended: TurnEnded, *, studio: Studio, root: Path) -> Out
     messages = conversation(ended.messages)
     said = next((m.content for m in reversed(messages) if m.role == "assistant"), "")
     answered = ended.stop_reason == "done"
+    cited = places(ended.answer) if turn.expect.kind in {"places", "nothing"} else set[str]()
     return Outcome(
         id=case.id,
         family=case.task.family,
@@ -176,6 +186,8 @@ def _outcome(case: Case, ended: TurnEnded, *, studio: Studio, root: Path) -> Out
         input_tokens=ended.usage.input_tokens,
         output_tokens=ended.usage.output_tokens,
         cached_tokens=ended.usage.cached_tokens,
+        cited=len(cited),
+        cited_right=len(cited.intersection(turn.expect.values)),
     )
 
 

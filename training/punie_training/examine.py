@@ -12,13 +12,14 @@ from pydantic_ai.models import Model
 from punie import backends
 from punie.backends import _weights
 from punie.backends._local import Loaded, LocalModel
-from punie.backends.catalogue import EMBEDDED, entry
+from punie.backends.catalogue import EMBEDDED, entry, split_name
 from punie.backends.llamacpp import LlamaCpp
 from punie.config import AgentConfig
 from punie.wire import View, Wire
 from punie_training import evaluate, report, suite
 from punie_training.corpora import Split
 from punie_training.generate import Studio, studios
+from punie_training.rss import resident_peak
 from punie_training.tasks import Expect, Step, Task, Turn
 
 Say = Callable[[str], None]
@@ -70,7 +71,45 @@ async def examine(plan: Plan, *, say: Say) -> Path:
     standard = await run(standard_cases(opened))
     canary = await run((suite.Case("canary", Task("canary", opened[0].project, (CANARY,))),))
     passed = bool(canary[0].calls) and canary[0].first_call_right
-    return report.write(outcomes, plan.out, identity=known, standard=standard, canary=passed)
+    return report.write(outcomes, plan.out, identity=known, standard=standard, canary=passed, resources=resources(plan))
+
+
+def resources(plan: Plan) -> Mapping[str, int]:
+    """Bytes of the model and the adapter as they are stored, where they are files, and the most memory held so far.
+
+    The memory is that of this process: interpreter, oracles of the projects, model. A server's is not in it.
+    """
+    adapter = _adapter(plan)
+    weights = adapter / "adapters.safetensors" if adapter else None
+    stored = {"model_bytes": _weights_of(plan), "adapter_bytes": weights}
+    return {"peak_bytes": resident_peak(), **{name: _bytes(path) for name, path in stored.items() if path}}
+
+
+def _weights_of(plan: Plan) -> Path | None:
+    """The file or directory of the model; None for one that a service runs."""
+    kind, _, rest = plan.model.partition(":")
+    if _is_embedded(plan):
+        return _weights.ensure_base(plan.cache_dir)
+    if kind in {"mlx", "gguf"}:
+        return Path(backends.split_adapter(rest)[0]).expanduser()
+    if kind == "local":
+        model = entry(split_name(rest)[0])
+        return _weights.place_of(model, backends.engine_for(model, plan.cache_dir), plan.cache_dir)
+    return None
+
+
+def _bytes(path: Path) -> int:
+    files = [path] if path.is_file() else [p for p in path.rglob("*") if p.is_file()]
+    return sum(p.stat().st_size for p in files)
+
+
+def _is_embedded(plan: Plan) -> bool:
+    spec, _, name = plan.model.partition(":")
+    return spec == "local" and name in {"", EMBEDDED}
+
+
+def _adapter(plan: Plan) -> Path | None:
+    return plan.adapter or (None if plan.bare or not _is_embedded(plan) else _weights.shipped_adapter())
 
 
 def build(plan: Plan, config: AgentConfig) -> Model:
@@ -92,11 +131,9 @@ def _load(cache_dir: Path, adapter: Path | None) -> Loaded:
 
 def identity(plan: Plan, model: Model, config: AgentConfig) -> Mapping[str, str]:
     """What a figure depends on, each as a name or a hash."""
-    spec, _, name = plan.model.partition(":")
-    is_embedded = spec == "local" and name in {"", EMBEDDED}
-    adapter = plan.adapter or (None if plan.bare or not is_embedded else _weights.shipped_adapter())
+    adapter = _adapter(plan)
     template = (adapter and _weights.template_of(adapter)) or _weights.shipped_template()
-    file = entry(EMBEDDED).file if is_embedded else None
+    file = entry(EMBEDDED).file if _is_embedded(plan) else None
     return {
         "model": model.model_name,
         "spec": plan.model,

@@ -7,47 +7,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from punie_training import measures
 from punie_training.evaluate import Outcome
-
-Z = 1.959964
-
-
-@dataclass(frozen=True)
-class Rate:
-    """A share of cases, with its Wilson 95% interval."""
-
-    hits: int
-    n: int
-
-    @property
-    def value(self) -> float:
-        """The share itself; 0 of nothing is 0."""
-        return self.hits / self.n if self.n else 0.0
-
-    @property
-    def interval(self) -> tuple[float, float]:
-        """Lower and upper end."""
-        if not self.n:
-            return 0.0, 1.0
-        spread = Z * Z / self.n
-        middle = (self.value + spread / 2) / (1 + spread)
-        half = Z * math.sqrt(self.value * (1 - self.value) / self.n + spread / (4 * self.n)) / (1 + spread)
-        return max(0.0, middle - half), min(1.0, middle + half)
-
-    def record(self) -> Mapping[str, object]:
-        """The rate as JSON holds it."""
-        low, high = self.interval
-        return {"value": round(self.value, 4), "low": round(low, 4), "high": round(high, 4), "n": self.n}
-
-    def __str__(self) -> str:
-        low, high = self.interval
-        return f"{self.value:.1%} ({low:.1%} to {high:.1%}, n={self.n})"
-
-
-def rate(outcomes: Iterable[Outcome], hit: Callable[[Outcome], bool]) -> Rate:
-    """The share of outcomes that hit."""
-    seen = [hit(o) for o in outcomes]
-    return Rate(sum(seen), len(seen))
+from punie_training.measures import Rate
 
 
 @dataclass(frozen=True)
@@ -57,12 +19,16 @@ class Summary:
     tool_recall: Rate
     direct_rate: Rate
     balanced_discrimination: float
+    over_eager: Rate
+    under_eager: Rate
     valid_calls: Rate
     first_call_right: Rate
     answer_right: Rate
     precision: float
     recall: float
     f1: float
+    places_exact: Rate
+    no_answer: Rate
     looped: Rate
     invented_paths: Rate
     turns_mean: float
@@ -73,6 +39,7 @@ class Summary:
     decode_s_mean: float
     tools_s_mean: float
     output_tokens_mean: float
+    decode_tokens_per_s: float
     cache_hit_rate: float
 
     def record(self) -> Mapping[str, object]:
@@ -83,21 +50,24 @@ class Summary:
 def summary(outcomes: Sequence[Outcome]) -> Summary:
     """Compute every figure; answer figures leave the general questions out, whose prose no oracle judges."""
     tool = [o for o in outcomes if o.needs_tool]
-    concept = [o for o in outcomes if o.family == "concept"]
-    asked = [o for o in outcomes if o.family != "concept"]
-    called, kept = rate(tool, lambda o: o.used_tool), rate(concept, lambda o: not o.used_tool)
+    asked = [o for o in outcomes if measures.asked(o)]
+    called, kept = measures.TOOL_RECALL.of(outcomes), measures.DIRECT.of(outcomes)
     return Summary(
         tool_recall=called,
         direct_rate=kept,
         balanced_discrimination=(called.value + kept.value) / 2,
-        valid_calls=rate(tool, lambda o: o.valid_calls),
-        first_call_right=rate(asked, lambda o: o.first_call_right),
-        answer_right=rate(asked, lambda o: o.right),
+        over_eager=measures.OVER_EAGER.of(outcomes),
+        under_eager=measures.UNDER_EAGER.of(outcomes),
+        valid_calls=measures.VALID.of(outcomes),
+        first_call_right=measures.FIRST_CALL.of(outcomes),
+        answer_right=measures.ANSWER.of(outcomes),
         precision=_mean(o.precision for o in asked),
         recall=_mean(o.recall for o in asked),
         f1=_mean(o.f1 for o in asked),
-        looped=rate(outcomes, lambda o: o.looped),
-        invented_paths=rate(asked, lambda o: o.invented_paths > 0),
+        places_exact=measures.PLACES.of(outcomes),
+        no_answer=measures.NO_ANSWER.of(outcomes),
+        looped=measures.LOOPED.of(outcomes),
+        invented_paths=measures.INVENTED.of(outcomes),
         turns_mean=_mean(o.turns for o in tool),
         turns_p95=_p95(o.turns for o in tool),
         total_s_mean=_mean(o.total_s for o in outcomes),
@@ -106,8 +76,15 @@ def summary(outcomes: Sequence[Outcome]) -> Summary:
         decode_s_mean=_mean(o.decode_s for o in outcomes),
         tools_s_mean=_mean(o.tools_s for o in outcomes),
         output_tokens_mean=_mean(o.output_tokens for o in outcomes),
-        cache_hit_rate=sum(o.cached_tokens for o in outcomes) / max(1, sum(o.input_tokens for o in outcomes)),
+        decode_tokens_per_s=_share(outcomes, lambda o: o.output_tokens, lambda o: o.decode_s),
+        cache_hit_rate=_share(outcomes, lambda o: o.cached_tokens, lambda o: o.input_tokens),
     )
+
+
+def _share(outcomes: Sequence[Outcome], part: Callable[[Outcome], float], whole: Callable[[Outcome], float]) -> float:
+    """One sum over another: long answers weigh more than short ones."""
+    total = sum(map(whole, outcomes))
+    return sum(map(part, outcomes)) / total if total else 0.0
 
 
 def _mean(values: Iterable[float]) -> float:
@@ -124,7 +101,7 @@ def groups(outcomes: Sequence[Outcome]) -> Mapping[str, Sequence[Outcome]]:
     """The cuts a report shows: each family, and seen against held-out wordings of the tool questions."""
     families = dict.fromkeys(o.family for o in outcomes)
     found: dict[str, Sequence[Outcome]] = {f: [o for o in outcomes if o.family == f] for f in families}
-    asked = [o for o in outcomes if o.family != "concept"]
+    asked = [o for o in outcomes if measures.asked(o)]
     found["wording: seen"] = [o for o in asked if o.seen_wording]
     found["wording: held out"] = [o for o in asked if not o.seen_wording]
     return found
@@ -137,13 +114,15 @@ def write(
     identity: Mapping[str, str],
     standard: Sequence[Outcome] = (),
     canary: bool | None = None,
+    resources: Mapping[str, int] | None = None,
 ) -> Path:
-    """Write `report.json` and `report.md`; returns the latter."""
+    """Write `report.json` and `report.md`; returns the latter. `resources`: bytes of model, adapter and memory."""
     directory.mkdir(parents=True, exist_ok=True)
     cuts = {name: summary(group) for name, group in groups(outcomes).items()}
     record = {
         "identity": dict(identity),
         "canary": canary,
+        "resources": dict(resources or {}),
         "n": len(outcomes),
         "all": summary(outcomes).record(),
         "cuts": {name: cut.record() for name, cut in cuts.items()},
@@ -151,7 +130,9 @@ def write(
     }
     (directory / "report.json").write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", "utf-8")
     page = directory / "report.md"
-    page.write_text(markdown(outcomes, identity=identity, standard=standard, canary=canary), "utf-8")
+    page.write_text(
+        markdown(outcomes, identity=identity, standard=standard, canary=canary, resources=resources), "utf-8"
+    )
     return page
 
 
@@ -161,6 +142,7 @@ def markdown(
     identity: Mapping[str, str],
     standard: Sequence[Outcome] = (),
     canary: bool | None = None,
+    resources: Mapping[str, int] | None = None,
 ) -> str:
     """The report for people."""
     whole = summary(outcomes)
@@ -169,6 +151,7 @@ def markdown(
         lines.append(f"- canary: {'passed' if canary else 'FAILED, the adapter may not be loaded'}")
     lines += ["", "| figure | value |", "|---|---|"]
     lines += [f"| {name.replace('_', ' ')} | {_shown(value)} |" for name, value in vars(whole).items()]
+    lines += [f"| {name.replace('_', ' ')} | {size / 1e6:,.1f} MB |" for name, size in (resources or {}).items()]
     lines += [
         "",
         "| cut | n | first call right | answer right | F1 | used a tool | seconds |",
@@ -183,11 +166,11 @@ def _shown(value: object) -> str:
 
 
 def _row(name: str, group: Sequence[Outcome]) -> str:
-    cut, used = summary(group), rate(group, lambda o: o.used_tool)
+    cut, used = summary(group), _mean(o.used_tool for o in group)
     if name == "concept":
-        return f"| {name} | {len(group)} | | | | {used.value:.1%} | {cut.total_s_mean:.2f} |"
+        return f"| {name} | {len(group)} | | | | {used:.1%} | {cut.total_s_mean:.2f} |"
     first, right = cut.first_call_right.value, cut.answer_right.value
-    figures = f"{first:.1%} | {right:.1%} | {cut.f1:.3f} | {used.value:.1%} | {cut.total_s_mean:.2f}"
+    figures = f"{first:.1%} | {right:.1%} | {cut.f1:.3f} | {used:.1%} | {cut.total_s_mean:.2f}"
     return f"| {name} | {len(group)} | {figures} |"
 
 
@@ -201,7 +184,7 @@ def _standard_section(standard: Sequence[Outcome]) -> list[str]:
 
 
 def _misses(outcomes: Sequence[Outcome], *, most: int = 40) -> list[str]:
-    missed = [o for o in outcomes if not (o.right or o.family == "concept") or (o.family == "concept" and o.used_tool)]
+    missed = [o for o in outcomes if (o.used_tool if measures.is_concept(o) else not o.right)]
     lines = ["", f"## What missed ({len(missed)})", ""] if missed else []
     for o in missed[:most]:
         calls = "; ".join(f"{name} {arguments}" for name, arguments in o.calls) or "no tool"

@@ -1,4 +1,13 @@
-"""The evaluation's questions: about projects that training never shows, half of them in wordings it never shows."""
+"""The evaluation's questions: about projects that training never shows, half of them in wordings it never shows.
+
+The `train` split asks the same about the projects that training does show: what is lost between the two is what a
+model has learned by heart.
+
+There is one path from a case to a score, `evaluate` and `score`, which resumes, times and gives copies to those who
+change files. A face in terms of pydantic-evals would be a second one, and each release of it demands the release of
+pydantic-ai-slim of its own number: it cannot be installed beside the one that Punie runs on unless both come out
+together.
+"""
 
 import hashlib
 import json
@@ -61,6 +70,9 @@ async def tool_cases(
         for kind in FAMILIES:
             wanted = (counts.get(kind.name, 0) + (1 - held_out)) // 2
             streams = [(studio, kind.tasks(subject)) for studio, subject in zip(opened, asked, strict=True)]
+            # Training has more projects than a family has cases: each family goes on where the last one stopped.
+            first = len(found) % len(streams) if split == "train" else 0
+            streams = streams[first:] + streams[:first]
             while wanted > 0 and streams:
                 for studio, tasks in list(streams):
                     task = next(tasks, None)
