@@ -1,4 +1,4 @@
-"""`punie train data`: build the rows, check a file of rows, import a public set."""
+"""`punie train data`: build the rows, check a file of rows, import a public set, ask a teacher."""
 
 import argparse
 import asyncio
@@ -7,6 +7,7 @@ import sys
 import time
 from pathlib import Path
 
+from punie.errors import PermissionNeeded, PunieError
 from punie_training.recipe import Data
 
 _WHERE = Path("training") / "data"
@@ -20,6 +21,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(metavar="ACTION")
     _build_options(actions.add_parser("build", help="write the training rows and their data card"), suppressed=True)
     _check_options(actions.add_parser("check", help="find mistakes in a file of rows"))
+    _teach_options(actions.add_parser("teach", help="let a model answer the tasks; what the oracle confirms is kept"))
     _import_options(actions.add_parser("import", help="bring a public tool-calling set into the form of the rows"))
 
 
@@ -55,6 +57,20 @@ def _import_options(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(command=_import)
 
 
+def _teach_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", required=True, help="a model spec, as for `punie --model`")
+    parser.add_argument(
+        "--out", dest="target", type=Path, help="JSON lines file to write; default: named after the model"
+    )
+    parser.add_argument("--limit", type=int, default=200, help="tasks to ask")
+    parser.add_argument("--families", default="", help="names with commas; default: all")
+    parser.add_argument("--seed", type=int, default=0, help="which tasks")
+    parser.add_argument("--attempts", type=int, default=1, help="answers to each task, of which the shortest is kept")
+    parser.add_argument("--temperature", type=float, help="default: 0, or 0.7 for several attempts")
+    parser.add_argument("--yes", action="store_true", help="agree to the price and to the network beforehand")
+    parser.set_defaults(command=_teach)
+
+
 def _build(options: argparse.Namespace) -> int:
     from punie_training import generate  # pydantic_ai is slow to import
 
@@ -72,6 +88,44 @@ def _check(options: argparse.Namespace) -> int:
     report = check(options.file, settings)
     _say(report.render(everything=options.all))
     return report.exit_code
+
+
+def _teach(options: argparse.Namespace) -> int:
+    from punie_training.sources import course, teach  # pydantic_ai is slow to import
+
+    plan = course.Plan(
+        spec=options.model,
+        cache_dir=options.cache_dir,
+        out=options.target,
+        limit=options.limit,
+        families=tuple(options.families.replace(",", " ").split()),
+        seed=options.seed,
+        attempts=options.attempts,
+        temperature=options.temperature,
+    )
+    settled = asyncio.run(course.prepare(plan))
+    _say(settled.announcement())
+    if (why := settled.needs_consent()) and not options.yes:
+        _ask_consent(f"Asking {settled.teacher} {why}")
+    summary = asyncio.run(teach.teach(settled, say=_progress))
+    _say(summary.render())
+    if not summary.rows:
+        raise PunieError(f"No answer of {summary.teacher} gives a row.", f"They are in {settled.store}.")
+    return 0
+
+
+def _ask_consent(what: str) -> None:
+    """Raise PermissionNeeded unless somebody at the terminal agrees."""
+    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+        raise PermissionNeeded(f"{what}, and nobody is there to agree.", "Agree beforehand with --yes.")
+    _say(f"{what}. Go on? [y/N]")
+    if sys.stdin.readline().strip().lower() not in {"y", "yes"}:
+        raise PermissionNeeded("Nothing was asked.", "Answer y, or agree beforehand with --yes.")
+
+
+def _progress(text: str) -> None:
+    sys.stderr.write(text + "\n")
+    sys.stderr.flush()
 
 
 def _import(options: argparse.Namespace) -> int:

@@ -43,6 +43,7 @@ from punie_training.tasks import Expect, Subject, Task, Turn, Voice
 
 MOST_OF_ONE_WORDING = 0.04
 MOST_OF_ONE_PROJECT = 0.08
+PROJECT_USED_UP = "project used up"
 LONGEST_ROW = 5_000
 """Characters of a row as a small model sees it; some 1,500 tokens."""
 STRANGERS = (
@@ -226,7 +227,7 @@ class Harvest:
         if self.by_wording[task.template] >= max(3, MOST_OF_ONE_WORDING * self.wanted):
             return "wording used up"
         if self.by_project[task.project] >= max(2, MOST_OF_ONE_PROJECT * self.wanted):
-            return "project used up"
+            return PROJECT_USED_UP
         return ""
 
     def add(self, outcome: Row | Rejected) -> bool:

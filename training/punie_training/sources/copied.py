@@ -14,6 +14,7 @@ from punie_training.score import places
 _FENCE = re.compile(r"\s*(?:`{3,}|~{3,})[\w+-]*\s*")
 _NUMBERED = re.compile(r" *(?P<number>\d+)\t(?P<text>.*)")
 _BULLET = re.compile(r"\s*(?:[-*+\u2022]|\d+[.)])\s+")
+_JOINTS = frozenset({"at", "in", "is"})
 _Placed = tuple[int, str]
 """A line that is neither blank nor a fence, and where it stands."""
 
@@ -57,7 +58,7 @@ def _copies(line: str, item: str) -> bool:
     if bare == item.strip():
         return True
     place = places(item)
-    return bool(place) and places(bare) == place and _words(bare) <= _words(item)
+    return bool(place) and places(bare) == place and _words(bare) - _JOINTS <= _words(item)
 
 
 def _words(text: str) -> set[str]:

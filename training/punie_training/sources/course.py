@@ -4,6 +4,7 @@ import json
 import os
 import random
 import re
+from collections import Counter
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -89,8 +90,8 @@ class Course:
     config: AgentConfig
     opened: Sequence[Studio]
     asked: Sequence[Asked]
-    lost: Harvest
-    """What the oracle's own run rejected or passed over."""
+    skipped: Mapping[str, int]
+    """Family and reason -> tasks that were drawn and not taken."""
     out: Path
 
     @property
@@ -154,11 +155,11 @@ async def prepare(plan: Plan, *, env: Mapping[str, str] = os.environ, opened: Se
     settings = load_settings(cwd=Path.cwd(), env=env, flags={"model": plan.spec}).settings.agent_config()
     model = backends.build(settings.model, settings, cache_dir=plan.cache_dir)
     projects = opened or studios("train", cache_dir=plan.cache_dir)
-    crop = Harvest(plan.limit)
-    asked = await draw(projects, plan, crop)
+    skipped: Counter[str] = Counter()
+    asked = await draw(projects, plan, skipped)
     name = re.sub(r"[^\w.-]+", "-", model.model_name)
     out = plan.out or Path("training", "data", f"taught-{name}.jsonl")
-    return Course(plan, settings.model, model, _config(plan, settings, model), projects, asked, crop, out)
+    return Course(plan, settings.model, model, _config(plan, settings, model), projects, asked, skipped, out)
 
 
 def _refuse_other_rows(out: Path | None) -> None:
@@ -180,17 +181,23 @@ def _config(plan: Plan, settings: AgentConfig, model: Model) -> AgentConfig:
     return AgentConfig(limits=LIMITS, **given)
 
 
-async def draw(opened: Sequence[Studio], plan: Plan, crop: Harvest) -> tuple[Asked, ...]:
+async def draw(opened: Sequence[Studio], plan: Plan, skipped: Counter[str]) -> tuple[Asked, ...]:
     """Draw tasks as the generator does, under the same caps, and only such as the oracle's own run gets right.
 
-    Each family begins anew, so that asking for more keeps what was asked for.
+    Each family begins anew, with another project, so that asking for more keeps what was asked for. What was drawn
+    and not taken is counted in `skipped`.
     """
     kinds = [family(name) for name in plan.families] or list(FAMILIES)
     found: list[Asked] = []
+    seen: set[str] = set()
     for kind, count in zip(kinds, _counts(kinds, plan.limit), strict=True):
         asked = subjects(opened, split="train", seed=plan.seed)
         streams = [(studio, kind.tasks(subject)) for studio, subject in zip(opened, asked, strict=True)]
-        found += [each async for each in _drawn(kind, streams, crop, count=count)]
+        start = FAMILIES.index(kind) * len(streams) // len(FAMILIES)
+        crop = Harvest(count, seen=seen)
+        found += [each async for each in _drawn(kind, streams[start:] + streams[:start], crop, count=count)]
+        skipped.update(crop.skipped)
+        skipped.update(f"{kind.name}: the oracle's own run: {each.reason}" for each in crop.rejected)
     return tuple(random.Random(plan.seed).sample(found, len(found)))
 
 

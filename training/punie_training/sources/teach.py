@@ -231,7 +231,7 @@ def write(course: Course) -> Summary:
     rows = list(sieve.sifted(best))
     if rows:
         write_rows(rows, course.out)
-        counted = card(rows, rejected, skipped=course.lost.skipped, dropped=sieve.dropped)
+        counted = card(rows, rejected, skipped=course.skipped, dropped=sieve.dropped)
         _write_card(counted, summary, course)
     return replace(summary, rows=len(rows))
 
