@@ -55,15 +55,17 @@ class Measured:
     batch_tokens: int
     longest: int
     """Tokens of a batch of the longest row alone: no batch can be smaller."""
+    recompute: bool = False
+    """Whether the recipe saves memory that way already."""
 
     def refuse_over(self, limit: int) -> None:
         """Raise NotEnoughMemory that names what would fit into `limit` bytes."""
         if self.peak_bytes <= limit:
             return
         cause = f"The run would take {self.peak_bytes / 1e9:.2f} GB, and may take {limit / 1e9:.2f} GB."
-        tokens = self.fitting(limit)
+        tokens, other = self.fitting(limit), "" if self.recompute else " or try recompute = true"
         if tokens:
-            raise NotEnoughMemory(cause, f"Set batch_tokens = {tokens} under [optim] in the recipe.")
+            raise NotEnoughMemory(cause, f"Set batch_tokens = {tokens}{other} under [optim] in the recipe.")
         raise NotEnoughMemory(
             cause,
             f"{self.least / 1e9:.2f} GB go to the model and the longest row, of {self.longest} tokens, alone.\n"

@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -21,6 +22,7 @@ from punie.wire import Example
 from punie_training import plan
 from punie_training._loss import collate, shared_prefix, summed_loss
 from punie_training._memory import Measured, keep_freed_memory, parse_size, peak_bytes
+from punie_training._processes import ALONE, Processes, joined_or_started
 from punie_training.adapter import add_lora, continue_from, save_adapter, weights
 from punie_training.base import digest, load
 from punie_training.checkpoint import Checkpoint, Point, fingerprint, storing
@@ -58,7 +60,7 @@ class Step:
     """Tokens of the rows, as if each was computed from its beginning."""
     eta_s: float
     peak_bytes: int
-    """The most memory that was held at once so far."""
+    """The most memory that was held at once so far, all processes of the run together."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,8 @@ class Result:
     checkpoints: tuple[Path, ...]
     history: tuple[Point, ...]
     forecast: Forecast
+    peak_bytes: int
+    """The most memory that was held at once, all processes of the run together."""
 
 
 def train(
@@ -80,32 +84,39 @@ def train(
     template: str = "",
     resume: bool = False,
     memory: int | None = None,
+    processes: Processes = ALONE,
     on_start: Callable[[Forecast], None] = lambda _: None,
     on_step: Callable[[Step], None] = lambda _: None,
 ) -> Result:
     """Train `recipe` on `rows` from `base` (a GGUF file or an MLX model directory), writing into `out`.
 
-    `memory`: bytes that may be taken. Raises NotEnoughMemory when the largest batches take more, ModelError when the
+    `memory`: bytes that may be taken. Of several `processes` each gives the same arguments; the first one saves and
+    calls back. Raises NotEnoughMemory when the largest batches take more, ModelError when the
     loss stops being a number, UsageError when `out` holds another run's state.
     """
     require_blas()
     keep_freed_memory()
-    run = _Run(recipe, rows=rows, base=base, out=out, template=template)
+    run = _Run(recipe, rows=rows, base=base, out=out, template=template, processes=processes)
     start = run.begin(resume=resume)
     forecast = run.forecast(start)
-    on_start(forecast)
+    if processes.is_first:
+        on_start(forecast)
     if memory:
         forecast.memory.refuse_over(memory)
     for step in run.steps(start):
-        on_step(step)
-    return Result(out / "adapter", run.checkpoints(), tuple(run.history), forecast)
+        if processes.is_first:
+            on_step(step)
+    peak = int(processes.summed(peak_bytes())[0])  # the others wait here until everything is stored
+    return Result(out / "adapter", run.checkpoints(), tuple(run.history), forecast, peak)
 
 
 class _Run:
     """The model, the optimizer and the plan of one run, and what has happened so far."""
 
-    def __init__(self, recipe: Recipe, *, rows: Sequence[Example], base: Path, out: Path, template: str) -> None:
-        self.recipe, self.out, self.template = recipe, out, template
+    def __init__(
+        self, recipe: Recipe, *, rows: Sequence[Example], base: Path, out: Path, template: str, processes: Processes
+    ) -> None:
+        self.recipe, self.out, self.template, self.processes = recipe, out, template, processes
         self.chosen = plan.select(rows, recipe)
         if not self.chosen.train:
             raise _nothing_left(rows, self.chosen, recipe)
@@ -150,7 +161,8 @@ class _Run:
 
     def forecast(self, start: int) -> Forecast:
         """Measure time and memory on the two largest batches; changes nothing."""
-        left = [batch for update in self.updates[start:] for batch in update]
+        whole = [batch for update in self.updates[start:] for batch in update]
+        left = [batch for update in self.updates[start:] for batch in self.processes.part(update)]
         largest = sorted(left, key=self._size)[-2:]
         mx.reset_peak_memory()
         before, seconds = mx.get_active_memory(), 0.0
@@ -159,6 +171,8 @@ class _Run:
             mx.eval(self._gradient(collate([self.chosen.train[i] for i in batch])))
             seconds = time.perf_counter() - began
         total = sum(self._size(batch) for batch in left)
+        seconds = seconds * total / max(1, self._size(largest[-1])) if largest else 0.0
+        peak, growing = self.processes.summed(peak_bytes(), mx.get_peak_memory() - before)
         return Forecast(
             updates=len(self.updates),
             rows=len(self.chosen.train),
@@ -166,12 +180,13 @@ class _Run:
             too_long=self.chosen.too_long,
             nothing_to_learn=self.chosen.nothing_to_learn,
             prefix=self.prefix,
-            seconds=seconds * total / max(1, self._size(largest[-1])) if largest else 0.0,
+            seconds=self.processes.largest(seconds),
             memory=Measured(
-                peak_bytes=peak_bytes(),
-                batch_bytes=mx.get_peak_memory() - before,
-                batch_tokens=self._size(largest[-1]) if largest else 0,
-                longest=max((self._size(row) for batch in left for row in zip(batch)), default=0),
+                peak_bytes=int(peak),
+                batch_bytes=int(growing),
+                batch_tokens=max(map(self._size, whole), default=1),
+                longest=max((self._size([row]) for batch in whole for row in batch), default=0),
+                recompute=self.recipe.optim.recompute,
             ),
         )
 
@@ -184,8 +199,9 @@ class _Run:
             point, count = self._update(number)
             elapsed = time.perf_counter() - at
             self.history.append(point)
-            with storing(self.out):
-                self._save(number)
+            if self.processes.is_first:
+                with storing(self.out):
+                    self._save(number)
             done, left = sum(sizes[start : number + 1]), sum(sizes[number + 1 :])
             yield Step(
                 update=number + 1,
@@ -197,28 +213,31 @@ class _Run:
                 rows=count,
                 tokens_per_second=point.tokens / elapsed,
                 eta_s=(time.perf_counter() - began) * left / done,
-                peak_bytes=peak_bytes(),
+                peak_bytes=int(self.processes.summed(peak_bytes())[0]),
             )
 
     def _update(self, number: int) -> tuple[Point, int]:
         total, gradients, learned = 0.0, None, 0.0
-        rows = [[self.chosen.train[i] for i in batch] for batch in self.updates[number]]
-        for group in rows:
-            batch = collate(group)
+        for indices in self.processes.part(self.updates[number]):
+            batch = collate([self.chosen.train[i] for i in indices])
             loss, gradient = self._gradient(batch)
             gradients = gradient if gradients is None else tree_map(mx.add, gradients, gradient)
             mx.eval(loss, gradients)
             total, learned = total + _number(loss), learned + _number(batch.weights.sum())
-        mean = total / learned
+        if gradients is None:  # fewer rows than processes
+            gradients = tree_map(mx.zeros_like, self.model.trainable_parameters())
+        total, learned = self.processes.summed(total, learned)
+        gradients, mean = self.processes.summed_gradients(gradients), total / learned
         norm = self._apply(gradients, learned=learned, number=number)
         if not math.isfinite(mean) or not math.isfinite(norm):
             raise ModelError(
                 f"Update {number + 1}: the loss is {mean}, the gradient {norm}.",
                 f"Lower `lr`, then resume from the state in {self.out}.",
             )
-        tokens = sum(len(row.tokens) for group in rows for row in group)
+        rows = [self.chosen.train[i] for batch in self.updates[number] for i in batch]
+        tokens = sum(len(row.tokens) for row in rows)
         rate = plan.learning_rate(self.recipe, update=number, total=len(self.updates))
-        return Point(number + 1, mean, self._dev_loss(number), rate, norm, tokens), sum(map(len, rows))
+        return Point(number + 1, mean, self._dev_loss(number), rate, norm, tokens), len(rows)
 
     def _apply(self, gradients: Any, *, learned: float, number: int) -> float:
         """Clip and step; a gradient that is not finite leaves the weights alone."""
@@ -236,13 +255,15 @@ class _Run:
             return None
         order = range(len(self.chosen.dev))
         size = self.recipe.optim.batch_tokens
+        batches = list(plan.batches(self.chosen.dev, prefix=self.prefix, batch_tokens=size, order=order))
         total, learned = 0.0, 0.0
-        for indices in plan.batches(self.chosen.dev, prefix=self.prefix, batch_tokens=size, order=order):
+        for indices in batches[self.processes.rank :: self.processes.size]:
             batch = collate([self.chosen.dev[i] for i in indices])
             total, learned = (
                 total + _number(summed_loss(self.model, batch)),
                 learned + _number(batch.weights.sum()),
             )
+        total, learned = self.processes.summed(total, learned)
         return total / learned
 
     def _is_checkpoint(self, number: int) -> bool:
@@ -276,6 +297,7 @@ class _Run:
         return self.prefix + width * len(batch)
 
     def checkpoints(self) -> tuple[Path, ...]:
+        """Every adapter saved so far, in order."""
         return tuple(sorted(path for path in (self.out / "checkpoints").iterdir() if path.name.isdigit()))
 
 
@@ -302,6 +324,13 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--out", type=Path, help="where the run is kept; default: training/runs/RECIPE")
     parser.add_argument("--resume", action="store_true", help="continue the run in --out")
     parser.add_argument("--memory", metavar="SIZE", help="refuse a run that would take more, for example 4GB")
+    parser.add_argument(
+        "--processes",
+        type=int,
+        metavar="N",
+        help="train in N processes on this machine, each on its part of every batch (on several machines, start this "
+        "command with mlx.launch instead); the first one saves, logs and shows",
+    )
     options = parser.parse_args(argv)
     memory = parse_size(options.memory) if options.memory else None
     from punie_training.examples import prepare  # pydantic_ai is slow to import
@@ -312,21 +341,28 @@ def main(argv: Sequence[str]) -> int:
     if options.seed is not None:
         recipe, name = recipe.model_copy(update={"seed": options.seed}), f"{name}-seed{options.seed}"
     out = options.out or Path("training/runs") / name
+    processes = joined_or_started(argv, count=options.processes)
+    if isinstance(processes, int):
+        return processes
     prepared = prepare(recipe, data=options.data, base=options.base)
+    run = partial(
+        train,
+        recipe,
+        rows=prepared.examples,
+        base=prepared.base,
+        template=prepared.template,
+        out=out,
+        resume=options.resume,
+        memory=memory,
+        processes=processes,
+    )
+    if not processes.is_first:
+        run()
+        return 0
     with Progress(sys.stderr, log=out / "train.log") as progress:
-        result = train(
-            recipe,
-            rows=prepared.examples,
-            base=prepared.base,
-            template=prepared.template,
-            out=out,
-            resume=options.resume,
-            memory=memory,
-            on_start=progress.start,
-            on_step=progress.step,
-        )
+        result = run(on_start=progress.start, on_step=progress.step)
         with storing(out):
             write_curve(result.history, out)
         progress.say(f"adapter in {result.adapter}, {len(result.checkpoints)} checkpoints beside it")
-        progress.say(f"peak memory {peak_bytes() / 1e9:.2f} GB")
+        progress.say(f"peak memory {result.peak_bytes / 1e9:.2f} GB")
     return 0
