@@ -66,10 +66,11 @@ def price(tokens: Tokens, *, spec: str, model: Model) -> Decimal | None:
     """
     if not is_service(spec):
         return Decimal(0)
-    provider, url = ("anthropic", None) if spec.startswith("claude") else (None, model.base_url)
     usage = Usage(input_tokens=tokens.read, output_tokens=tokens.written, cache_read_tokens=tokens.cached)
     try:
-        return calc_price(usage, model.model_name, provider_id=provider, provider_api_url=url).total_price
+        if spec.startswith("claude"):
+            return calc_price(usage, model.model_name, provider_id="anthropic").total_price
+        return calc_price(usage, model.model_name, provider_api_url=model.base_url).total_price
     except LookupError:
         return None
 
