@@ -62,6 +62,8 @@ _NAMESPACES = (
     *("--unshare-cgroup-try", "--cap-drop", "ALL"),
 )
 _READ_ONLY = ("--ro-bind", "/", "/", "--dev", "/dev", "--proc", "/proc")
+# Of a fresh /proc, root could write to these without any capability; `core_pattern` names a program the kernel runs.
+_KERNEL = ("acpi", "asound", "bus", "driver", "fs", "irq", "mtrr", "pressure", "scsi", "sys", "sysrq-trigger", "tty")
 _EMPTY = ("/run", "/var/run")
 _TEMPORARY = ("/tmp", "/var/tmp")  # noqa: S108 - a directory of the command's own is put there
 
@@ -261,6 +263,8 @@ class Sandbox:
         if program is None:
             raise FileNotFoundError("bwrap")
         arguments = [*_NAMESPACES, *self._namespaces(program, network=network), *_READ_ONLY]
+        for name in _KERNEL:
+            arguments += ["--ro-bind", f"/proc/{name}", f"/proc/{name}"] if Path("/proc", name).exists() else []
         for path in _EMPTY:
             arguments += ["--tmpfs", path] if Path(path).is_dir() and not Path(path).is_symlink() else []
         for path in _TEMPORARY:
