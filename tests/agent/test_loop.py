@@ -18,7 +18,7 @@ from pydantic_ai.messages import (
 )
 from pydantic_ai.models import CompletedStreamedResponse
 from pydantic_ai.models.function import AgentInfo, DeltaToolCall, FunctionModel
-from tests.agent.conftest import Project
+from tests.agent.conftest import Local, Project
 from tests.stubs import Canned, scripted
 
 from punie.agent import Event, TurnEnded, create_agent, run_turn
@@ -495,3 +495,15 @@ async def test_native_thinking_is_told_and_is_no_answer(project: Project):
     events, end = await project.turn(model=Canned(response))
     assert [event for event in events if isinstance(event, Thinking)] == [Thinking("Let me see.")]
     assert text_shown(events) == end.answer == "Hello."
+
+
+async def test_lines_of_an_earlier_result_are_not_passed_off_as_new_ones(project: Project, local: Local):
+    call = '<tool_call>{"name": "find_symbol", "arguments": {"name": "Flask"}}</tool_call>'
+    model, _ = local(call, "Flask is defined here:\n[[result]]", "It printed:\n[[result]]")
+    events, end = await project.turn(model=model)
+    assert not [event for event in events if isinstance(event, Notice)]
+    events, end = await project.turn(model=model, history=end.messages)
+    assert PLACE in end.answer
+    assert [event.text for event in events if isinstance(event, Notice)] == [
+        "Nothing was looked up or run for this; the lines are those of an earlier result."
+    ]

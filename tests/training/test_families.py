@@ -81,3 +81,38 @@ def test_an_english_word_as_a_name_gets_backticks() -> None:
     voice = Voice(random.Random(1))
     assert {voice.name("run") for _ in range(20)} == {"`run`"}
     assert "Flask" in {voice.name("Flask") for _ in range(20)}
+
+
+def test_an_outline_is_asked_for_only_where_the_lines_tell_it_all(project: Path) -> None:
+    (project / "text.py").write_text('"""\nclass Shelf\n"""\n\n\nclass Shelf:\n    pass\n')
+    (project / "indented.py").write_text("import os\n\nif os.name:\n\n    def shelve(): ...\n")
+    (project / "plain.py").write_text("class Shelf:\n    def put(self): ...\n")
+    subject = Subject("shop", Oracle(project), Voice(random.Random(1)), ())
+    asked = {turn.subject for turn in _turns(subject, "outline")}
+    assert "plain.py" in asked
+    assert asked.isdisjoint({"text.py", "indented.py"})
+
+
+def test_a_decorator_is_searched_for_only_where_it_is_never_just_mentioned(project: Path) -> None:
+    (project / "marks.py").write_text("from x import one, two\n\n\n@one\n@two\ndef f(): ...  # before @two\n")
+    (project / "more.py").write_text("from x import one\n\n\n@one\nclass C: ...\n")
+    subject = Subject("shop", Oracle(project), Voice(random.Random(1)), ())
+    found = {t.subject: t.expect.values for t in _turns(subject, "search") if t.template.startswith("search_decorator")}
+    assert "@two" not in found
+    assert found["@one"] == ("marks.py:4", "more.py:4")
+
+
+def test_a_twin_calls_with_what_the_question_names(project: Path) -> None:
+    twins = [topic for topic in direct.load("train") if topic.twin]
+    for seed in range(12):
+        subject = Subject("shop", Oracle(project), Voice(random.Random(seed)), (), twins)
+        for turn in _turns(subject, "twin"):
+            name = turn.steps[0].arguments.get("name", "")
+            assert str(name) in turn.question
+
+
+def test_a_sequence_asks_twice_and_looks_up_twice(subject: Subject) -> None:
+    pairs = [task.turns for task in next(f for f in FAMILIES if f.name == "sequence").tasks(subject)]
+    assert pairs
+    assert all(turn.steps for pair in pairs for turn in pair)
+    assert any(turn.steps[0].tool == "run_command" for pair in pairs for turn in pair)

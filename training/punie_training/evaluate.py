@@ -26,7 +26,7 @@ from punie_training.suite import Case
 from punie_training.tasks import Step
 
 _LINES = re.compile(r":\d+(?:-\d+)?$")
-CHANGING = frozenset({"edit", "write", "command"})
+CHANGING = frozenset({"edit", "write", "command", "sequence"})
 Progress = Callable[[int, int, "Outcome"], None]
 
 

@@ -18,13 +18,13 @@ class Family:
     questions: tuple[Questions, ...] = ()
     changes: bool = False
     """Whether its calls change or run something, so that each gets a copy of the project."""
+    pairs: Callable[[Subject], Iterator[family_follow.Pair]] | None = None
+    """Conversations of two questions, in place of `questions`."""
 
     def tasks(self, subject: Subject) -> Iterator[Task]:
         """Yield tasks about one project until it has no more to ask about."""
-        if self.name == "followup":
-            for pair in family_follow.follow_up(subject):
-                yield self._task(subject, pair)
-            return
+        for pair in self.pairs(subject) if self.pairs else ():
+            yield self._task(subject, pair)
         streams = [questions(subject) for questions in subject.shuffled(self.questions)]
         while streams:
             for stream in list(streams):
@@ -61,7 +61,8 @@ FAMILIES: tuple[Family, ...] = (
     Family("edit", 0.1, (_C.edit,), changes=True),
     Family("write", 0.04, (_C.write,), changes=True),
     Family("twin", 0.1, (family_twins.twins,)),
-    Family("followup", 0.1),
+    Family("followup", 0.1, pairs=family_follow.follow_up),
+    Family("sequence", 0.2, changes=True, pairs=family_follow.sequence),
 )
 
 

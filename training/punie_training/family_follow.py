@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 
-from punie_training import family_search, family_symbols
+from punie_training import family_changes, family_files, family_search, family_symbols
 from punie_training.tasks import Expect, Subject, Turn, with_result
 
 Pair = tuple[Turn, Turn]
@@ -20,6 +20,25 @@ def follow_up(subject: Subject) -> Iterator[Pair]:
             streams.remove(stream)
         else:
             yield pair
+
+
+def sequence(subject: Subject) -> Iterator[Pair]:
+    """Yield pairs of questions that have nothing to do with each other: what was found before answers nothing now."""
+    commands = (family_changes.command, family_changes.known_command)
+    lookups = (
+        *(family_symbols.subclasses, family_symbols.definition, family_symbols.references, family_symbols.arguments),
+        *(family_symbols.count_references, family_symbols.is_async, family_symbols.no_definition),
+        *(family_files.read, family_files.list_files, family_files.outline, family_files.count_files),
+        *(family_search.search, family_search.no_match),
+    )
+    streams = {make: make(subject) for make in (*commands, *lookups)}
+    kinds = [commands, lookups, lookups]  # a third of the questions are about commands
+    while True:
+        first, second = (subject.rng.choice(subject.rng.choice(kinds)) for _ in range(2))
+        turns = next(streams[first], None), next(streams[second], None)
+        if turns[0] is None or turns[1] is None:
+            return
+        yield turns[0], turns[1]
 
 
 def _lists(subject: Subject) -> Iterator[Turn]:

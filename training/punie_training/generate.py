@@ -323,7 +323,7 @@ def direct_rows(split: corpora.Split) -> Iterator[Row]:
 def mixtures(tool_rows: Sequence[Row], plain: Sequence[Row], *, count: int, seed: int) -> Iterator[Row]:
     """Conversations that go from a tool question to a general one, and back: the choice is made anew each time."""
     rng = random.Random(seed)
-    short = [r for r in tool_rows if r.family != "followup" and size(r.messages) <= LONGEST_ROW // 3]
+    short = [r for r in tool_rows if r.family not in {"followup", "sequence"} and size(r.messages) <= LONGEST_ROW // 3]
     for index in range(min(count, len(short), len(plain))):
         tool, general = rng.choice(short), rng.choice(plain)
         pair = (tool, general) if index % 2 else (general, tool)

@@ -38,6 +38,7 @@ CASES = {
     "write": 8,
     "twin": 20,
     "followup": 24,
+    "sequence": 20,
 }
 STANDARD = (
     "Find all classes that inherit from Protocol",

@@ -195,6 +195,8 @@ class Turn:
             yield TextReplaced(answer)
         if "(unverified)" in answer:
             yield Notice("Places marked (unverified) were not shown by any tool.")
+        if not self._called and self._repeats_a_result():
+            yield Notice("Nothing was looked up or run for this; the lines are those of an earlier result.")
         yield from self._close_calls(error)
         messages = _closed(self._messages(), self._returned)
         if self.stopped_by and self._output is None and answer:
@@ -210,6 +212,13 @@ class Turn:
             error=str(error) if error else None,
             exit_code=error.exit_code if error else 0,
         )
+
+    def _repeats_a_result(self) -> bool:
+        """Whether the answer holds a tool's lines, by the marker for them."""
+        last = self._messages()[-1:]
+        parts = last[0].parts if last and isinstance(last[0], ModelResponse) else ()
+        written = ((p.provider_details or {}).get("raw", p.content) for p in parts if isinstance(p, TextPart))
+        return any(wire.RESULT in text for text in written)
 
     def _close_calls(self, error: PunieError | None) -> Iterator[Event]:
         """Say of every call still open that it did not run, or did not end."""
