@@ -8,7 +8,7 @@ from pathlib import Path
 
 from punie.backends._weights import default_cache_dir
 from punie.errors import UsageError
-from punie_training import adapter_command, data_command, forecast_command
+from punie_training import adapter_command, data_command, forecast_command, tracker_command
 
 HOME = Path("training")
 Command = Callable[[argparse.Namespace], int]
@@ -37,6 +37,7 @@ def _parser() -> argparse.ArgumentParser:
     reporting.add_argument("directory", type=Path, nargs="+", help="what `punie train eval --out` wrote")
     reporting.set_defaults(command=_report)
     adapter_command.add(commands)
+    tracker_command.add(commands)
     return parser
 
 
@@ -54,6 +55,8 @@ def _eval_command(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--split", choices=("test", "dev", "train"), default="test", help="train: projects that are seen in training"
     )
+    parser.add_argument("--again", metavar="RECIPE", type=Path, help="ask the questions that this recipe trains on")
+    parser.add_argument("--data", type=Path, default=HOME / "data" / "train.jsonl", help="the rows, for --again")
     parser.add_argument("--scale", type=float, default=1.0, help="shrink or grow the tool questions")
     parser.add_argument("--concepts", type=int, default=70, help="general questions")
     parser.add_argument("--out", type=Path, default=HOME / "runs" / "eval")
@@ -73,16 +76,19 @@ def _run(options: argparse.Namespace) -> int:
 
 def _eval(options: argparse.Namespace) -> int:
     from punie_training.examine import Plan, examine  # pydantic_ai is slow to import
+    from punie_training.recipe import Recipe
 
     plan = Plan(
         model=options.model,
-        split=options.split,
+        split="train" if options.again else options.split,
         out=options.out,
         cache_dir=options.cache_dir,
         adapter=options.adapter,
         bare=options.bare,
         scale=options.scale,
         concepts=options.concepts,
+        again=Recipe.load(options.again) if options.again else None,
+        data=options.data,
     )
     _say(asyncio.run(examine(plan, say=_say)).read_text("utf-8"))
     return 0

@@ -16,9 +16,10 @@ from punie.backends.catalogue import EMBEDDED, entry, split_name
 from punie.backends.llamacpp import LlamaCpp
 from punie.config import AgentConfig
 from punie.wire import View, Wire
-from punie_training import evaluate, report, suite
+from punie_training import again, evaluate, report, suite
 from punie_training.corpora import Split
 from punie_training.generate import Studio, studios
+from punie_training.recipe import Recipe
 from punie_training.rss import resident_peak
 from punie_training.tasks import Expect, Step, Task, Turn
 
@@ -49,12 +50,19 @@ class Plan:
     """The embedded model without any adapter."""
     scale: float = 1.0
     concepts: int = 70
+    again: Recipe | None = None
+    """Ask the questions that this recipe trains on, in place of the suite; the split is `train` then."""
+    data: Path = Path("training/data/train.jsonl")
+    """Where those questions are."""
 
 
 async def examine(plan: Plan, *, say: Say) -> Path:
     """Run the suite and return the path of the report for people."""
     opened = studios(plan.split, cache_dir=plan.cache_dir)
-    cases = await suite.suite(plan.split, opened, scale=plan.scale, concepts=plan.concepts)
+    if plan.again:
+        cases = again.cases(plan.again, data=plan.data)
+    else:
+        cases = await suite.suite(plan.split, opened, scale=plan.scale, concepts=plan.concepts)
     # Answers are short, their lines are put in by Punie: a model that writes on and on has missed already.
     config = AgentConfig(max_tokens=MAX_TOKENS)
     model = build(plan, config)

@@ -1,6 +1,9 @@
 """Tells a person how a run goes: a bar on a terminal, lines elsewhere, and every update in a log file."""
 
+import re
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Self, TextIO
 
@@ -8,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, TaskID, TextColumn
 from rich.progress import Progress as Bar
 
-from punie_training.checkpoint import storing
+from punie_training.checkpoint import Point, storing
 from punie_training.trainer import Forecast, Step
 
 _SECONDS_BETWEEN_LINES = 15.0
@@ -84,6 +87,25 @@ def describe(step: Step) -> str:
         f"norm {step.gradient_norm:.2f} {step.tokens_per_second:.0f} tok/s {step.rows} rows "
         f"ETA {_clock(step.eta_s)} {step.peak_bytes / 1e9:.1f} GB"
     )
+
+
+_UPDATE = re.compile(r"(?P<update>\d+)/\d+ loss .* (?P<speed>\d+) tok/s .* (?P<memory>[\d.]+) GB")
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What the updates of a run took, to three digits or so, those done twice after an interruption included."""
+
+    seconds: float
+    peak_bytes: int
+
+
+def cost(log: Path, history: Sequence[Point]) -> Cost:
+    """Read it from the log of `describe` lines and the tokens of each update."""
+    tokens = {point.update: point.tokens for point in history}
+    found = [match for line in log.read_text("utf-8").splitlines() if (match := _UPDATE.fullmatch(line))]
+    seconds = sum(tokens.get(int(m["update"]), 0) / max(1.0, float(m["speed"])) for m in found)
+    return Cost(seconds, round(max((float(m["memory"]) for m in found), default=0.0) * 1e9))
 
 
 def _bar(stream: TextIO) -> Bar:
