@@ -144,7 +144,7 @@ FAMILIES = (
 )
 
 
-def write_tokenizer(path: Path, *, texts: Sequence[str]) -> Tokenizer:
+def write_tokenizer(path: Path, *, texts: Sequence[str], vocabulary: int = 500) -> Tokenizer:
     """Qwen's kind of byte-level BPE with its control tokens and tags, trained on these texts."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.NFC()
@@ -156,7 +156,9 @@ def write_tokenizer(path: Path, *, texts: Sequence[str]) -> Tokenizer:
     )
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    trainer = trainers.BpeTrainer(vocab_size=500, initial_alphabet=alphabet, special_tokens=[], show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary, initial_alphabet=alphabet, special_tokens=[], show_progress=False
+    )
     tokenizer.train_from_iterator(texts, trainer)
     tokenizer.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in SPECIALS])
     tokenizer.add_tokens([AddedToken(name, special=False, normalized=False) for name in TAGS])
@@ -164,12 +166,12 @@ def write_tokenizer(path: Path, *, texts: Sequence[str]) -> Tokenizer:
     return tokenizer
 
 
-def write_model(directory: Path, family: Family, *, texts: Sequence[str]) -> Path:
+def write_model(directory: Path, family: Family, *, texts: Sequence[str], vocabulary: int = 500) -> Path:
     """Random weights at 4 bits (the choice of experts at 8, as published), with all that a directory has."""
     from mlx_lm.utils import quantize_model, save_config, save_model
 
     directory.mkdir(parents=True)
-    tokenizer = write_tokenizer(directory / "tokenizer.json", texts=texts)
+    tokenizer = write_tokenizer(directory / "tokenizer.json", texts=texts, vocabulary=vocabulary)
     ids = {name: tokenizer.token_to_id(name) for name in SPECIALS}
     config = {**family.config, "model_type": family.kind, "vocab_size": tokenizer.get_vocab_size() + 13}
     config["eos_token_id"] = ids["<|im_end|>"]
