@@ -64,7 +64,7 @@ class Database:
         self.notices: tuple[str, ...] = ()
         self._mutex = threading.RLock()
         with self.explained():
-            _private_directory(directory)
+            private_directory(directory)
             with _locked(directory / "open.lock"):
                 self._use = _descriptor(directory / "use.lock")
                 try:
@@ -179,7 +179,8 @@ class Database:
             fcntl.flock(self._use, fcntl.LOCK_SH)
 
 
-def _private_directory(directory: Path) -> None:
+def private_directory(directory: Path) -> None:
+    """Make a directory, and the one it lies in, for the user alone."""
     directory.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     directory.mkdir(exist_ok=True, mode=0o700)
     directory.chmod(0o700)

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from punie.agent._database import private_directory
 from punie.tools._states import ABSENT, State
 from punie.tools._walk import SKIPPED_DIRECTORIES
 
@@ -25,6 +26,7 @@ MAX_FILE = 16_000_000
 """Bytes of one file."""
 MAX_NEW = 500_000_000
 """Bytes that one snapshot may add."""
+_MOST_EMPTY = 1_000
 MAX_KEPT = 2_000_000_000
 """Bytes the repository may take, compressed; it is started anew when it has grown beyond them."""
 
@@ -51,8 +53,8 @@ class Snapshot:
 
     entries: Mapping[bytes, State]
     directories: frozenset[bytes]
-    bare: frozenset[bytes]
-    """Those of the directories that hold no entry; what lies below them is not listed."""
+    opaque: frozenset[bytes]
+    """Those of the directories below which nothing is listed, though something is there."""
     left_out: Mapping[bytes, tuple[int, int]]
     """Size and modification time of what is too large or cannot be read."""
 
@@ -63,8 +65,8 @@ class Snapshot:
         return State(stat.S_IFDIR) if path in self.directories else ABSENT
 
     def had(self, directory: bytes) -> bool:
-        """Whether a directory was there; one below a directory that held nothing may have been."""
-        return directory in self.directories or any(parent in self.bare for parent in _parents(directory))
+        """Whether a directory was there; one below an opaque one may have been."""
+        return directory in self.directories or any(parent in self.opaque for parent in _parents(directory))
 
 
 @dataclass
@@ -104,7 +106,7 @@ class ShadowGit:
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
-        self.directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        private_directory(self.directory)
         descriptor = os.open(self.directory / "punie.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             while True:
@@ -128,7 +130,8 @@ class ShadowGit:
         self._measured = True
         if not (self.directory / "info" / "attributes").exists():
             self._git("init", "--quiet", "--object-format=sha256", "--template=")
-            (self.directory / "info").mkdir(exist_ok=True)
+            private_directory(self.directory / "info")
+            (self.directory / "info" / "attributes").touch(mode=0o600)
             (self.directory / "info" / "attributes").write_text(_ATTRIBUTES)
 
     def _update(self) -> tuple[dict[bytes, tuple[int, int]], list[bytes]]:
@@ -169,10 +172,21 @@ class ShadowGit:
                 entries[path] = State(status.st_mode, about.split()[1].decode())
         if len(entries) > self.max_files:
             raise NeverCovered(f"{self.root} has more than {self.max_files} files")
-        bare = [path[:-1] for path in self._paths("ls-files", "-z", "-o", "--directory") if path.endswith(b"/")]
-        empty = {*bare, *nested}
-        directories = empty.union(*map(_parents, empty), *map(_parents, entries))
-        return Snapshot(entries, frozenset(directories), frozenset(empty), left_out)
+        found = [path[:-1] for path in self._paths("ls-files", "-z", "-o", "--directory") if path.endswith(b"/")]
+        empty = {path: self._only_directories(path) for path in found}
+        opaque = {*nested, *(path for path, below in empty.items() if below is None)}
+        known = {*opaque, *(inner for below in empty.values() for inner in below or ())}
+        directories = known.union(*map(_parents, known), *map(_parents, entries))
+        return Snapshot(entries, frozenset(directories), frozenset(opaque), left_out)
+
+    def _only_directories(self, path: bytes) -> list[bytes] | None:
+        """A directory and those below it; None if there is a file among them, or more of them than anyone needs."""
+        below: list[bytes] = []
+        for place, directories, files in os.walk(self._place(path)):
+            below.append(os.path.relpath(place, os.fsencode(self.root)))
+            if files or len(below) + len(directories) > _MOST_EMPTY:
+                return None
+        return below
 
     def _status(self, path: bytes) -> os.stat_result | None:
         try:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, cast
 
-from punie.agent._database import Database
+from punie.agent._database import Database, private_directory
 from punie.agent._snapshots import NeverCovered, NotCovered, ShadowGit, Snapshot
 from punie.tools._states import ABSENT, Conflict, State, content_at, oid_of, put
 
@@ -137,7 +137,9 @@ class Undo:
         rows = self.database.rows(
             f"SELECT {which}(number) FROM turns t WHERE session = ? AND state = ? AND "  # noqa: S608 - own words
             "(EXISTS (SELECT 1 FROM changes c WHERE c.session = t.session AND c.turn = t.number) OR "
-            "EXISTS (SELECT 1 FROM uncovered u WHERE u.session = t.session AND u.turn = t.number))",
+            "EXISTS (SELECT 1 FROM uncovered u WHERE u.session = t.session AND u.turn = t.number) OR "
+            "EXISTS (SELECT 1 FROM calls i WHERE i.session = t.session AND i.turn = t.number"
+            " AND i.tool = 'run_command' AND i.id NOT IN (SELECT id FROM results)))",
             self.session,
             state,
         )
@@ -212,7 +214,7 @@ class Undo:
         if file.exists():
             return oid
         with self.database.explained():
-            file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            private_directory(file.parent)
             part = file.with_name(f".{oid[2:]}-{secrets.token_hex(4)}")
             descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
             try:
