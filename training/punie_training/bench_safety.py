@@ -4,7 +4,10 @@ Each entry of `MEASURES` measures one precaution the way it happens in use, once
 """
 
 import argparse
+import asyncio
 import json
+import os
+import subprocess
 import sys
 import tempfile
 import time
@@ -15,10 +18,15 @@ from pathlib import Path
 from punie.agent._shell import analyse
 from punie.agent.permissions import Call, Permissions, authorize
 from punie.rules import RuleSet, parse_rule
+from punie.tools import Sandbox, SandboxState
+from punie.tools._process import run
+from punie.tools._sandbox import Kind, fault_of
 from punie_training.bench import Figure, machine, say
 
 AUTHORIZE_MS = 2.0
 """What judging one call may take."""
+SANDBOX_MS = 50.0
+"""What a sandbox may add to a command."""
 
 _RULES = RuleSet(
     deny=tuple(map(parse_rule, ("Bash(curl:*)", "Bash(git push:*)", "Read(./secrets/**)", "Edit(~/**)"))),
@@ -58,7 +66,34 @@ def _authorizing(call: Call) -> Measure:
     return rounds
 
 
-MEASURES: Mapping[str, Measure] = {name: _authorizing(call) for name, call in _CALLS.items()}
+def _running(kind: Kind) -> Measure:
+    """Run the shortest command there is, as the tool does; nothing where this kind of sandbox does not work."""
+
+    def rounds(count: int) -> Iterator[float]:
+        if kind != "none" and fault_of(kind, os.environ["PATH"]) is not None:
+            return
+        with tempfile.TemporaryDirectory(prefix="punie-") as directory, asyncio.Runner() as runner:
+            root = Path(directory).resolve()
+            subprocess.run(["git", "init", "-q", str(root)], check=True)  # noqa: S607 - the git of whoever measures
+            sandbox = Sandbox(root, environment=os.environ, state=SandboxState(kind, ""))
+            for index in range(count + 1):
+                started = time.perf_counter()
+                outcome = runner.run(run("true", sandbox=sandbox, timeout_s=60))
+                if outcome.status != 0:
+                    raise RuntimeError(outcome.head.decode("utf-8", "replace"))
+                if index:  # the first one makes directories that the others share
+                    yield (time.perf_counter() - started) * 1000
+
+    return rounds
+
+
+MEASURES: Mapping[str, Measure] = {
+    **{name: _authorizing(call) for name, call in _CALLS.items()},
+    "command: without a sandbox": _running("none"),
+    "command: in bubblewrap": _running("bubblewrap"),
+    "command: with Landlock": _running("landlock"),
+    "command: in sandbox-exec": _running("seatbelt"),
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -68,7 +103,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, help="write the figures as JSON")
     options = parser.parse_args(sys.argv[1:] if argv is None else argv)
     say(f"{machine()}\nmilliseconds: median, smallest .. largest\n")
-    figures = {name: Figure.of(measure(options.runs)) for name, measure in MEASURES.items()}
+    measured = {name: list(measure(options.runs)) for name, measure in MEASURES.items()}
+    figures = {name: Figure.of(values) for name, values in measured.items() if values}
     for name, figure in figures.items():
         say(f"{name:<44}{figure}")
     if options.out:

@@ -98,7 +98,7 @@ def sandbox_state(options: SandboxOptions | None = None) -> SandboxState:
 def _probed(search_path: str) -> SandboxState:
     reasons: list[str] = []
     for kind in _kinds(search_path, reasons):
-        fault = _fault_of(kind, search_path)
+        fault = fault_of(kind, search_path)
         if fault is None:
             return SandboxState(kind, _description(kind, reasons))
         reasons.append(f"{kind} does not work ({fault})")
@@ -490,8 +490,11 @@ print("; ".join(faults) or "confined")
 """
 
 
-def _fault_of(kind: Kind, search_path: str) -> str | None:
-    """Run a program that tries to break out; what it could do, or None if it could not do anything."""
+def fault_of(kind: Kind, search_path: str) -> str | None:
+    """Try a kind of sandbox out with a program that tries to break out; what is wrong with it, None if nothing.
+
+    `search_path` is where bubblewrap is looked for, as a PATH.
+    """
     with tempfile.TemporaryDirectory(prefix="punie-probe-") as name, socket.create_server(("127.0.0.1", 0)) as server:
         root, outside = Path(os.path.realpath(name)) / "workspace", Path(os.path.realpath(name)) / "outside"
         root.mkdir()
