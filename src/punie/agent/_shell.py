@@ -8,7 +8,7 @@ is no boundary.
 
 import re
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache, lru_cache
 
@@ -42,6 +42,10 @@ _CODE = frozenset(
 _GIT_RUNS = frozenset({"bisect", "difftool", "filter-branch", "mergetool", "rebase", "submodule"})
 _GIT_VALUES = frozenset({"-C", "-c", "--config-env", "--exec-path", "--git-dir", "--namespace", "--work-tree"})
 _GIT_SETS = ("-c", "--config-env", "--exec-path", "-C", "--git-dir", "--work-tree")
+_KEYWORDS = frozenset({
+    "!", "case", "do", "done", "elif", "else", "esac", "fi", "for", "function", "if", "in", "select", "then", "until",
+    "while", "{", "}",
+})  # fmt: skip
 _FEEDING = frozenset({"xargs", "parallel"})
 _FIND_RUNS = frozenset({"-exec", "-execdir", "-ok", "-okdir"})
 
@@ -182,8 +186,34 @@ class _Reading:
             (self._hide if re.search(r"\S\\\n\S", command) else self._mark)(why)
             command = command.replace("\\\n", "")
         root = _parser().parse(command.encode("utf-8", errors="replace")[: 4 * MAX_BYTES]).root_node
+        first = len(self.commands)
         self._walk(root, depth=depth)
+        if any(program(argv) in SHELLS for argv in self.commands[first:]):
+            self._read_fed(root, self.commands[first:], depth=depth)
+        if "((" in command:
+            # What is no arithmetic to bash is a command in two pairs of parentheses.
+            self.read(command.replace("((", "( (").replace("))", ") )"), depth=depth + 1)
+        if _joins_lines(root):
+            # The parser takes a word on the next line that starts with a backslash for a part of this one.
+            self._hide("it does not parse")
+            for line in command.split("\n"):
+                self.read(line, depth=depth + 1)
         return None
+
+    def _read_fed(self, root: Node, commands: Sequence[Argv], *, depth: int) -> None:
+        """Read what a shell may be given on its input: here-documents, and what is said in the same text."""
+        pending = [root]
+        while pending:
+            node = pending.pop()
+            if node.type == "heredoc_body":
+                self.read(_text(node), depth=depth + 1)
+            elif node.type == "herestring_redirect":
+                for word in map(literal, node.children):
+                    self.read(word or "", depth=depth + 1)
+            pending += node.children
+        for argv in commands:
+            if program(argv) in {"echo", "printf"}:
+                self.read(" ".join(word for word in argv[1:] if word is not None), depth=depth + 1)
 
     def _hide(self, why: str) -> None:
         self.opaque = self.opaque or why
@@ -234,19 +264,29 @@ class _Reading:
         return None
 
     def _command(self, node: Node, *, depth: int) -> None:
-        words = [word for child in node.children for word in self._words(child)]
+        words: list[Word] = []
+        end = -1
+        for child in node.children:
+            if not child.is_named or child.type in {"variable_assignment", "file_redirect", "herestring_redirect"}:
+                continue
+            word = self._word(child)
+            if child.start_byte == end:
+                # What stands together is one word, also where the parser takes it apart: `'r'\m`.
+                self._mark("quoting that changes words")
+                before = words.pop()
+                word = None if before is None or word is None else before + word
+            words.append(word)
+            end = child.end_byte
         self._add(tuple(words), depth=depth, stdin=_fed(node))
 
-    def _words(self, child: Node) -> Iterator[Word]:
-        if not child.is_named or child.type in {"variable_assignment", "file_redirect", "herestring_redirect"}:
-            return
+    def _word(self, child: Node) -> Word:
         node = child.children[0] if child.type == "command_name" and child.children else child
         word = literal(node)
         if word is None or _has_marks(node):
             self._mark("an expansion or a pattern" if word is None else "quoting that changes words")
         if word is not None and child.type == "command_name" and "=" in word:
             self._mark("an assignment")
-        yield word
+        return word
 
     def _add(self, argv: Argv, *, depth: int, stdin: bool) -> None:
         if len(self.commands) >= MAX_COMMANDS:
@@ -255,8 +295,13 @@ class _Reading:
             self._hide(f"more than {MAX_WORDS} words")
         self.commands.append(argv)
         name = program(argv)
+        if name in _KEYWORDS:
+            # A keyword is a program to the parser where it did not expect one: `! while ...`.
+            self._hide("it does not parse")
+            return self._add(argv[1:], depth=depth, stdin=stdin) if len(argv) > 1 else None
         if not name or name == "{}":
-            return self._hide("the program is only known when it runs")
+            self._hide("the program is only known when it runs")
+            return self._wrapped(argv[1:], depth=depth, code=False)
         if name in SHELLS:
             self._shell(argv, depth=depth, stdin=stdin)
         elif name in WRAPPERS or name.startswith("ld-linux"):
@@ -323,6 +368,18 @@ class _Reading:
         if len(operands) > 1 and (operands[1] is None or operands[1] in _GIT_RUNS):
             self._mark("`git` runs other commands")
             self._wrapped(operands[2:], depth=depth, code=False)
+
+
+def _joins_lines(root: Node) -> bool:
+    """Whether a word goes over the end of a line without quotes around it."""
+    pending = [root]
+    while pending:
+        node = pending.pop()
+        if node.type == "word" and "\n" in _text(node):
+            return True
+        if node.type not in {"heredoc_body", "string", "raw_string"}:
+            pending += node.children
+    return False
 
 
 def _fed(node: Node) -> bool:
