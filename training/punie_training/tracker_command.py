@@ -137,7 +137,9 @@ def _refuse(name: str, found: "Sequence[object]") -> None:
     for difference in found:
         _say(f"DIFFERS {difference}")
     if found:
-        raise Differs(f"{name} differs from its record in {len(found)} places.", "Each is named above.")
+        raise Differs(
+            f"{name} differs from its record in {len(found)} place{'s' * (len(found) > 1)}.", "Each is named above."
+        )
 
 
 def _adapter(row: "Row", kept: "Kept", out: Path, options: argparse.Namespace) -> Path | None:
