@@ -74,8 +74,12 @@ class Turn:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measure, print, and write `bench.json` if asked to. `backends` and `safety` as first words measure those."""
+    """Measure, print, and write `bench.json` if asked to; `backends`, `training` or `safety` first measures that."""
     given = sys.argv[1:] if argv is None else argv
+    if given[:1] == ["training"]:
+        from punie_training import bench_training  # it builds on this module
+
+        return bench_training.main(given[1:])
     if given[:1] == ["backends"]:
         from punie_training import bench_backends  # it builds on this module
 

@@ -202,13 +202,14 @@ def _write_rest(trained: Trained, *, base: Path, part: Path, form: str) -> None:
             shutil.copyfile(path, part / path.name)
     else:
         _gguf.tokenizer(base).save(str(part / "tokenizer.json"))
-        described = {"tokenizer_class": "PreTrainedTokenizerFast", **_special_tokens(base)}
+        described = {"tokenizer_class": "PreTrainedTokenizerFast", **special_tokens(base)}
         _files.write_text(part / "tokenizer_config.json", json.dumps(described, indent=2) + "\n")
         _files.write_text(part / "chat_template.jinja", _gguf.chat_template(base))
     write_card(trained, part, form=form, use="punie --model mlx:DIRECTORY")
 
 
-def _special_tokens(base: Path) -> Mapping[str, str]:
+def special_tokens(base: Path) -> Mapping[str, str]:
+    """What a GGUF file begins and ends a text with, under the names that `tokenizer_config.json` has for it."""
     config, names = _gguf.config(base), _gguf.tokenizer(base)
     found = {kind: names.id_to_token(int(str(config[f"{kind}_id"]))) for kind in ("bos_token", "eos_token")}
     return {kind: token for kind, token in found.items() if token}
