@@ -34,11 +34,14 @@ class Project:
         model: Model | None = None,
         approve: Approver = refuse,
         permissions: Permissions | None = None,
+        remember: Callable[[Sequence[str]], None] | None = None,
         history: Sequence[ModelMessage] = (),
         config: AgentConfig | None = None,
     ) -> tuple[list[Event], TurnEnded]:
         config = config or AgentConfig()
-        agent = create_agent(config, model=model or scripted(*replies), approve=approve, permissions=permissions)
+        agent = create_agent(
+            config, model=model or scripted(*replies), approve=approve, permissions=permissions, remember=remember
+        )
         workspace = Workspace(self.root)
         stream = run_turn(agent, "Where is Flask?", workspace=workspace, config=config, history=history)
         events = [event async for event in stream]

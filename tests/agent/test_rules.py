@@ -1,5 +1,6 @@
 """What rules mean: their grammar, and what each of them covers."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -40,9 +41,8 @@ def test_every_tool_is_a_tool_of_rules():
     ],
 )
 def test_wrong_rules_are_refused_in_words(text: str, said: str):
-    with pytest.raises(ValueError, match=".") as caught:
+    with pytest.raises(ValueError, match=re.escape(said)):
         parse_rule(text)
-    assert said in str(caught.value)
 
 
 def test_rules_of_a_flag_are_split_outside_parentheses():
