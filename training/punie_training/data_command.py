@@ -1,4 +1,4 @@
-"""`punie train data`: build the rows, check a file of rows, import a public set, ask a teacher."""
+"""`punie train data`: build the rows, check a file of rows, measure the oracle, import a set, ask a teacher."""
 
 import argparse
 import asyncio
@@ -11,6 +11,7 @@ from punie.errors import PermissionNeeded, PunieError
 from punie_training.recipe import Data
 
 _WHERE = Path("training") / "data"
+_AUDIT = Path("training") / "audit.toml"
 _SHOWN = ("rows", "balance", "families", "yields", "rejected", "dropped")
 """What of the card is printed; the rest is in the files."""
 
@@ -21,6 +22,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(metavar="ACTION")
     _build_options(actions.add_parser("build", help="write the training rows and their data card"), suppressed=True)
     _check_options(actions.add_parser("check", help="find mistakes in a file of rows"))
+    _audit_options(actions.add_parser("audit", help="measure how often the oracle is wrong"))
     _teach_options(actions.add_parser("teach", help="let a model answer the tasks; what the oracle confirms is kept"))
     _import_options(actions.add_parser("import", help="bring a public tool-calling set into the form of the rows"))
 
@@ -57,6 +59,15 @@ def _import_options(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(command=_import)
 
 
+def _audit_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("file", type=Path, nargs="?", default=_WHERE / "train.jsonl", help="rows that Punie has made")
+    parser.add_argument("--rows", dest="count", type=int, default=200, help="how many to draw")
+    parser.add_argument("--seed", dest="draw_seed", type=int, default=0, help="which rows")
+    parser.add_argument("--read", type=Path, default=_AUDIT, help="what people have judged")
+    parser.add_argument("--out", dest="target", type=Path, default=Path("training") / "runs" / "audit")
+    parser.set_defaults(command=_audit)
+
+
 def _teach_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", required=True, help="a model spec, as for `punie --model`")
     parser.add_argument(
@@ -88,6 +99,16 @@ def _check(options: argparse.Namespace) -> int:
     report = check(options.file, settings)
     _say(report.render(everything=options.all))
     return report.exit_code
+
+
+def _audit(options: argparse.Namespace) -> int:
+    from punie_training import audit  # pydantic_ai is slow to import
+
+    read, (count, seed) = audit.verdicts(options.read), (options.count, options.draw_seed)
+    judged = audit.audit(options.file, count=count, seed=seed, cache_dir=options.cache_dir, read=read)
+    page = audit.write(judged, options.target, data=options.file, seed=seed)
+    _say(f"wrong answers: {audit.rate(judged)}; every row: {page}")
+    return 0
 
 
 def _teach(options: argparse.Namespace) -> int:
