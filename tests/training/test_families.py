@@ -83,16 +83,6 @@ def test_an_english_word_as_a_name_gets_backticks() -> None:
     assert "Flask" in {voice.name("Flask") for _ in range(20)}
 
 
-def test_an_outline_is_asked_for_only_where_the_lines_tell_it_all(project: Path) -> None:
-    (project / "text.py").write_text('"""\nclass Shelf\n"""\n\n\nclass Shelf:\n    pass\n')
-    (project / "indented.py").write_text("import os\n\nif os.name:\n\n    def shelve(): ...\n")
-    (project / "plain.py").write_text("class Shelf:\n    def put(self): ...\n")
-    subject = Subject("shop", Oracle(project), Voice(random.Random(1)), ())
-    asked = {turn.subject for turn in _turns(subject, "outline")}
-    assert "plain.py" in asked
-    assert asked.isdisjoint({"text.py", "indented.py"})
-
-
 def test_a_decorator_is_searched_for_only_where_it_is_never_just_mentioned(project: Path) -> None:
     (project / "marks.py").write_text("from x import one, two\n\n\n@one\n@two\ndef f(): ...  # before @two\n")
     (project / "more.py").write_text("from x import one\n\n\n@one\nclass C: ...\n")

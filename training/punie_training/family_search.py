@@ -107,7 +107,18 @@ def _notes(subject: Subject) -> Iterator[Turn]:
 def _marks(subject: Subject) -> Iterator[Turn]:
     marks = {m for d in subject.oracle.definitions for m in d.decorators if "(" not in m and len(m) <= 40}
     for mark in subject.shuffled(sorted(marks)):
-        yield from searched(subject, "search_decorator", f"@{mark}", m=mark)
+        if subject.oracle.matches(f"@{mark}") == _decorated(subject, mark):
+            yield from searched(subject, "search_decorator", f"@{mark}", m=mark)
+
+
+def _decorated(subject: Subject, mark: str) -> frozenset[str]:
+    """Lines that decorate with this name, with arguments or without."""
+    return frozenset(
+        f"{place.rpartition(':')[0]}:{decorator.lineno}"
+        for place, node in subject.oracle.nodes.items()
+        for decorator in node.decorator_list
+        if ast.unparse(decorator.func if isinstance(decorator, ast.Call) else decorator) == mark
+    )
 
 
 def searched(subject: Subject, kind: str, text: str, *, path: str | None = None, m: str = "") -> Iterator[Turn]:

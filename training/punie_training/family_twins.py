@@ -45,7 +45,8 @@ def _counterpart(subject: Subject, topic: Topic) -> Turn | None:
     turns = SOURCES[topic.tool_family or ""](subject)
     if topic.tool_family == "read":
         turns = (t for t in turns if t.template.startswith("read_file/"))
-    turn = next(turns, None)
+    # The question puts in the subject, so a name that is spelled with its module would be in the call alone.
+    turn = next((t for t in turns if t.steps[0].arguments.get("name") in {None, t.subject}), None)
     if turn is None:
         return None
     if topic.tool_family == "search":
