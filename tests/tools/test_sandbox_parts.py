@@ -208,7 +208,7 @@ class TestPlaces:
             (tmp_path / name).mkdir(parents=True)
         (tmp_path / ".ssh").symlink_to("real")
         (tmp_path / ".netrc").write_text("x")
-        found = secrets(tmp_path, root=tmp_path / ".config" / "gh" / "work")
+        found = secrets([tmp_path], root=tmp_path / ".config" / "gh" / "work")
         assert [path.name for path in found] == [".aws", ".netrc", "real"]
 
 
@@ -378,7 +378,8 @@ class TestState:
         state = sandbox_state()
         assert state.active
         assert state.kind in {"bubblewrap", "seatbelt"}
-        assert sandbox_state() is state
+        assert state.reason.endswith("without network")
+        assert sandbox_state(SandboxOptions(network=True)).reason.endswith("with network")
 
     def test_off_is_only_off_when_it_is_said(self, tmp_path: Path):
         assert sandbox_state(SandboxOptions(mode="off")).kind == "none"
@@ -416,12 +417,25 @@ class TestState:
     def test_the_whole_disk_is_no_workspace(self):
         assert Sandbox(Path("/"), environment={}).state == SandboxState("none", "the workspace is the whole disk")
 
-    def test_a_bubblewrap_of_the_workspace_is_not_used(self, tmp_path: Path):
-        (tmp_path / "bwrap").write_text("#!/bin/sh\n")
-        (tmp_path / "bwrap").chmod(0o755)
-        search = f":.:relative:{tmp_path}:/usr/bin"
-        assert _sandbox._find("bwrap", search, outside=tmp_path) != str(tmp_path / "bwrap")
-        assert _sandbox._find("bwrap", f":.:{tmp_path}", outside=tmp_path) is None
+    @on_linux
+    def test_keys_in_the_workspace_are_more_than_landlock_can_hide(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ):
+        monkeypatch.setenv("PATH", str(tmp_path / "nothing"))
+        workspace = Workspace(tmp_path, environment={"HOME": str(tmp_path)})
+        assert workspace.sandbox.state.kind == "landlock"
+        (tmp_path / ".ssh").mkdir()
+        assert workspace.sandbox.state.kind == "none"
+        assert Workspace(tmp_path / ".ssh", environment={"HOME": str(tmp_path)}).sandbox.state.kind == "landlock"
+
+    @on_linux
+    async def test_a_bubblewrap_of_the_workspace_is_not_used(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+        program = tmp_path / "bwrap"
+        program.write_text("#!/bin/sh\necho mine\n")
+        program.chmod(0o755)
+        monkeypatch.setenv("PATH", f":.:{tmp_path}:{os.environ['PATH']}")
+        sandbox = Sandbox(tmp_path, environment=os.environ, state=SandboxState("bubblewrap", ""))
+        assert (await run("echo theirs", sandbox=sandbox, timeout_s=60)).head == b"theirs\n"
 
     def test_the_settings_are_the_users_alone(self, tmp_path: Path):
         config = tmp_path / "config" / "punie"

@@ -141,9 +141,9 @@ def _entries(directory: Path) -> list[Path]:
         return []
 
 
-def secrets(home: Path, *, root: Path, more: Sequence[Path] = ()) -> list[Path]:
-    """What lies in the home directory that no command reads: existing paths, but none that holds the workspace."""
-    candidates = [*(home / name for name in _SECRETS), *more]
+def secrets(homes: Sequence[Path], *, root: Path, more: Sequence[Path] = ()) -> list[Path]:
+    """What lies in home directories that no command reads: existing paths, but none that holds the workspace."""
+    candidates = [*(home / name for home in homes for name in _SECRETS), *more]
     real = {Path(os.path.realpath(path)) for path in candidates if os.path.lexists(path)}
     return sorted(path for path in real if path.exists() and path != root and path not in root.parents)
 

@@ -26,7 +26,7 @@ import time
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from pathlib import Path
 from secrets import token_hex
@@ -37,6 +37,7 @@ from punie.config import SandboxOptions
 from punie.errors import ConfigError
 from punie.tools import _landlock, _seatbelt, _seccomp
 from punie.tools._environment import child_environment
+from punie.tools._programs import find_program
 from punie.tools._protected import Places, Watch, masked, places, secrets
 
 Kind = Literal["bubblewrap", "landlock", "seatbelt", "none"]
@@ -45,6 +46,7 @@ MAX_PROCESSES = 1024
 MAX_FILE_BYTES = 4 << 30
 MAX_OPEN_FILES = 8192
 LEAST_LANDLOCK = 3  # older ones cannot keep a command from emptying files
+SIGNALS_LANDLOCK = 6  # older ones cannot keep a command from ending other processes
 PROBE_TIMEOUT_S = 20.0
 KEPT_OUTPUT_S = 7 * 24 * 3600.0
 
@@ -89,9 +91,13 @@ class SandboxState:
 
 def sandbox_state(options: SandboxOptions | None = None) -> SandboxState:
     """What commands run in on this machine with these options; tried out once in a process, in about 0.1 s."""
-    if options is not None and options.mode == "off":
+    options = options or SandboxOptions()
+    if options.mode == "off":
         return SandboxState("none", "the sandbox is off: sandbox.mode is 'off' in your configuration")
-    return _probed(os.environ.get("PATH", ""))
+    state = _probed(os.environ.get("PATH", ""))
+    if not state.active:
+        return state
+    return replace(state, reason=f"{state.reason}; {'with' if options.network else 'without'} network")
 
 
 @cache
@@ -113,7 +119,7 @@ def _kinds(search_path: str, reasons: list[str]) -> Iterator[Kind]:
     elif platform.machine() not in _seccomp.MACHINES:
         reasons.append(f"there is no filter of system calls for {platform.machine()}")
     else:
-        if _find("bwrap", search_path):
+        if find_program("bwrap", path=search_path):
             yield "bubblewrap"
         else:
             reasons.append("bubblewrap is not installed")
@@ -124,27 +130,11 @@ def _kinds(search_path: str, reasons: list[str]) -> Iterator[Kind]:
 
 
 def _description(kind: Kind, reasons: Sequence[str]) -> str:
-    match kind:
-        case "bubblewrap":
-            return "bubblewrap: commands write to the workspace only, without network"
-        case "landlock":
-            why = f" ({'; '.join(reasons)})" if reasons else ""
-            return f"Landlock, which is weaker{why}: modes and times of files outside the workspace can be changed"
-        case _:
-            return "sandbox-exec: commands write to the workspace only, without network"
-
-
-def _find(program: str, search_path: str, *, outside: Path | None = None) -> str | None:
-    """The program's path; entries that are empty, relative or in the workspace do not count."""
-    for entry in search_path.split(os.pathsep):
-        directory = Path(entry)
-        if not directory.is_absolute():
-            continue
-        found = shutil.which(program, path=entry)
-        real = Path(os.path.realpath(found)) if found else None
-        if real and not (outside and outside in (*real.parents, *directory.parents, directory)):
-            return str(real)
-    return None
+    if kind != "landlock":
+        name = "bubblewrap" if kind == "bubblewrap" else "sandbox-exec"
+        return f"{name}: commands write to the workspace only"
+    also = "" if _landlock.version() >= SIGNALS_LANDLOCK else ", and your other processes can be ended"
+    return f"Landlock, which is weaker ({'; '.join(reasons)}): modes and times of other files can be changed{also}"
 
 
 @dataclass
@@ -189,6 +179,8 @@ class Sandbox:
         state = sandbox_state(self.options)
         if state.active and self.root == Path(self.root.anchor):
             return SandboxState("none", "the workspace is the whole disk")
+        if state.kind == "landlock" and any(self.root in path.parents for path in self._secrets):
+            return SandboxState("none", "Landlock cannot hide the keys that lie in this workspace")
         return state
 
     def allow_network(self, command: str) -> None:
@@ -259,7 +251,7 @@ class Sandbox:
 
     def _bubblewrap(self, command: str, own: Places, fixed: Sequence[Path], *, network: bool) -> dict[str, Any]:
         plan = self._bare(command)
-        program = _find("bwrap", self._search_path, outside=self.root)
+        program = find_program("bwrap", path=self._search_path, workspace=self.root)
         if program is None:
             raise FileNotFoundError("bwrap")
         arguments = [*_NAMESPACES, *self._namespaces(program, network=network), *_READ_ONLY]
@@ -347,9 +339,11 @@ class Sandbox:
 
     @property
     def _secrets(self) -> list[Path]:
-        homes = {self._home, _home_of_user()} - {None}
-        more = [self.state_dir] if self.state_dir else []
-        found = {path for home in homes if home for path in secrets(home, root=self.root, more=more)}
+        homes = [home for home in (self._home, _home_of_user()) if home is not None]
+        own = [self.state_dir] if self.state_dir else []
+        settings = Path(self.environment.get("XDG_CONFIG_HOME", ""), "punie")
+        own += [settings] if settings.is_absolute() else []
+        found = set(secrets(homes, root=self.root, more=own))
         # What lies in a hidden directory is hidden with it.
         return sorted(path for path in found if not found.intersection(path.parents))
 

@@ -16,6 +16,7 @@ from punie.backends import _weights as weights
 from punie.backends.catalogue import EMBEDDED, entry
 from punie.config import user_config_file
 from punie.errors import PunieError
+from punie.tools import sandbox_state
 from punie.tools._programs import find_program
 from punie.ui._activity import duration_text
 from punie.ui._canary import ask_canary
@@ -76,6 +77,7 @@ def findings(options: Options) -> Iterator[Finding]:
         return
     yield Finding("ok", "settings", f"{user_config_file(os.environ)}, model {setup.config.model}")
     yield from (Finding("note", "settings", notice) for notice in setup.notices)
+    yield _sandbox(setup)
     directories = {
         "cache": cache_dir(setup.settings),
         "config": user_config_file(os.environ).parent,
@@ -129,6 +131,15 @@ def _git() -> Finding:
     if path:
         return Finding("ok", "git", path)
     return Finding("note", "git", "is not installed", "Install git: without it changes cannot be compared and undone.")
+
+
+def _sandbox(setup: Setup) -> Finding:
+    """Tried out: a program that wants to break out is run in it."""
+    state = sandbox_state(setup.settings.sandbox)
+    if state.active and not state.weaker:
+        return Finding("ok", "sandbox", state.reason)
+    cure = "Install bubblewrap (Debian, Ubuntu: apt install bubblewrap)." if sys.platform == "linux" else ""
+    return Finding("note", "sandbox", state.reason, "" if setup.settings.sandbox.mode == "off" else cure)
 
 
 def _key(variable: str, service: str) -> Finding:
