@@ -122,6 +122,7 @@ def test_words_without_quotes_are_one_prompt(tmp_path: Path) -> None:
 def test_tool_lists_take_commas_and_repetition() -> None:
     options = parsed("--allowed-tools", "edit_file,write_file", "--allowed-tools", "run_command")
     assert options.allowed_tools == ("edit_file", "write_file", "run_command")
+    assert parsed("--allowed-tools", "Bash(git log:*), Edit").allowed_tools == ("Bash(git log:*)", "Edit")
 
 
 def test_yolo_is_a_permission_mode() -> None:
@@ -144,7 +145,8 @@ def test_flags_that_were_not_given_override_nothing() -> None:
         (["-p"], "nothing to answer"),
         (["-p", "   "], "nothing to answer"),
         (["-p", "hi", "--output-format", "xml"], "xml"),
-        (["-p", "hi", "--permission-mode", "auto"], "auto"),
+        (["-p", "hi", "--permission-mode", "automatic"], "automatic"),
+        (["-p", "hi", "--allowed-tools", "Bash(ls"], "the parentheses of 'Bash(ls' do not match"),
         (["-p", "hi", "--max-turns", "0"], "max-turns"),
         (["-p", "hi", "--max-turns", "many"], "many"),
         (["-p", "hi", "-C", "/no/such/directory"], "/no/such/directory"),
@@ -166,6 +168,13 @@ def test_mistakes_of_the_user_are_told_in_three_lines(arguments: list[str], said
     assert done.stderr.startswith("punie: ")
     assert said in done.stderr
     assert len(done.stderr.splitlines()) <= 3
+
+
+def test_auto_needs_a_sandbox(tmp_path: Path) -> None:
+    arguments = ("-p", "hi", "--permission-mode", "auto")
+    done = punie(*arguments, XDG_CONFIG_HOME=str(tmp_path), PUNIE_SANDBOX__MODE="off")
+    assert done.returncode == 2
+    assert "'auto' needs a sandbox, and none works here" in done.stderr
 
 
 def test_an_unknown_key_in_the_settings_is_named_with_its_file(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from tests.backends import tiny
 from punie.config import AgentConfig
 from punie.errors import PunieError
 from punie.tools import Workspace
-from punie_training import bench, bench_backends
+from punie_training import bench, bench_backends, bench_safety
 
 CALL = '<tool_call>\n{"name": "find_subclasses", "arguments": {"name": "Protocol"}}\n</tool_call>'
 
@@ -104,3 +104,10 @@ async def test_only_a_copy_shows_what_speculation_is_worth(tmp_path):
     assert engine.requests[0]["speculate"] is True
     with pytest.raises(PunieError, match="did not copy"):
         await bench_backends.copied(model, prompt, speculate=False)
+
+
+def test_the_cost_of_being_careful_is_measured_for_every_precaution(capsys, tmp_path):
+    assert bench.main(["safety", "--runs", "2", "--out", str(tmp_path / "safety.json")]) == 0
+    said = capsys.readouterr().out
+    assert all(name in said for name in bench_safety.MEASURES if name.startswith("authorize"))
+    assert '"unit": "ms"' in (tmp_path / "safety.json").read_text("utf-8")
