@@ -44,6 +44,12 @@ def test_events(project: Path) -> None:
     assert "".join(pieces) == "Found it."
 
 
+def test_undo(project: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    printed = run("undo.py", project, tmp_path_factory.mktemp("state") / "sessions")
+    assert printed.splitlines() == ["written: hello", "taken back: hello.txt", "stored: 4 messages"]
+    assert not (project / "hello.txt").exists()
+
+
 def test_every_example_has_a_test() -> None:
     here = Path(__file__).read_text("utf-8")
     assert [p.name for p in EXAMPLES.glob("*.py") if f'"{p.name}"' not in here] == []

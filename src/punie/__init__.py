@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from punie.agent import create_agent, run_turn
+    from punie.agent import Session, SessionStore, create_agent, run_turn
     from punie.config import AgentConfig, Limits
     from punie.errors import PunieError
     from punie.tools import Workspace
@@ -18,12 +18,24 @@ _HOMES = {
     "AgentConfig": "punie.config",
     "Limits": "punie.config",
     "PunieError": "punie.errors",
+    "Session": "punie.agent",
+    "SessionStore": "punie.agent",
     "Workspace": "punie.tools",
     "create_agent": "punie.agent",
     "run_turn": "punie.agent",
 }
 
-__all__ = ["AgentConfig", "Limits", "PunieError", "Workspace", "__version__", "create_agent", "run_turn"]
+__all__ = [
+    "AgentConfig",
+    "Limits",
+    "PunieError",
+    "Session",
+    "SessionStore",
+    "Workspace",
+    "__version__",
+    "create_agent",
+    "run_turn",
+]
 
 
 def __getattr__(name: str) -> object:

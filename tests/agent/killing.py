@@ -10,7 +10,7 @@ import random
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
 
@@ -75,7 +75,7 @@ async def turn(session: Session, root: Path, *replies: Reply) -> None:
         pass
 
 
-def open_calls(messages: list[ModelMessage] | tuple[ModelMessage, ...]) -> set[str]:
+def open_calls(messages: Sequence[ModelMessage]) -> set[str]:
     """Calls without a result; a valid conversation has none."""
     called: set[str] = set()
     for message in messages:
@@ -138,7 +138,7 @@ def writing(state: Path, root: Path, kills: int) -> dict[str, int]:
         with closing(SessionStore(state)) as store:
             session = store.resume(root, id_)
             broken += bool(open_calls(session.messages))
-            while (result := session.undo.undo()) is not None:
+            while (result := session.undo()) is not None:
                 broken += bool(result.conflicts)
             undone += target.read_bytes() == before
             session.close()

@@ -248,14 +248,14 @@ def test_a_kill_in_the_middle_of_a_tool_says_so_and_the_session_goes_on(project:
     child.wait()
     with SessionStore(state) as store:
         session = store.resume(project.root)
-        assert not open_calls(list(session.messages))
+        assert not open_calls(session.messages)
         assert returns(session.messages)[-1] == UNKNOWN_EFFECT
-        undone = session.undo.undo()
+        undone = session.undo()
         assert undone is not None
         assert any("interrupted command" in note and "sleep 60" in note for note in undone.notes)
         asyncio.run(turn(session, project.root, "I looked."))
         assert returns(session.messages)[-1] == UNKNOWN_EFFECT
-        assert not open_calls(list(session.messages))
+        assert not open_calls(session.messages)
 
 
 def test_a_call_that_had_not_started_says_so(tmp_path: Path, store: SessionStore):

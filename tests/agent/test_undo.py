@@ -49,12 +49,12 @@ class Place:
         }
 
     def undo(self) -> Undone:
-        done = self.session.undo.undo()
+        done = self.session.undo()
         assert done is not None
         return done
 
     def redo(self) -> Undone:
-        done = self.session.undo.redo()
+        done = self.session.redo()
         assert done is not None
         return done
 
@@ -120,20 +120,20 @@ def test_turns_are_taken_back_one_by_one(place: Place):
     for state in states[2::-1]:
         place.undo()
         assert place.tree() == state
-    assert place.session.undo.undo() is None
+    assert place.session.undo() is None
     for state in states[1:]:
         place.redo()
         assert place.tree() == state
-    assert place.session.undo.redo() is None
+    assert place.session.redo() is None
 
 
 def test_nothing_is_done_again_after_something_new(place: Place):
     place.edit("a.txt", "one", "two")
     place.undo()
     place.edit("b.txt", "bee", "wasp")
-    assert place.session.undo.redo() is None
+    assert place.session.redo() is None
     assert place.undo().paths == ("b.txt",)
-    assert place.session.undo.undo() is None
+    assert place.session.undo() is None
 
 
 def test_a_turn_that_changed_nothing_is_passed_over(place: Place):
@@ -244,7 +244,7 @@ def test_work_between_two_steps_of_a_turn_stays(place: Place):
 
 def test_work_the_journal_did_not_see_between_two_steps_is_kept(place: Place):
     place.session.begin(model="m", title="t")
-    journal = place.session.undo
+    journal = place.session
     journal.changing("a.txt", before=b"one\n", after=b"two\n", mode=0o100644)
     journal.changing("a.txt", before=b"two, mine\n", after=b"three\n", mode=0o100644)
     (place.root / "a.txt").write_text("three\n")
@@ -321,8 +321,8 @@ def test_ignored_files_are_not_covered_and_that_is_said(place: Place):
     assert undone.paths == ("a.txt",)
     assert undone.notes == (COMMANDS_NOTE,)
     assert (place.root / "x.log").read_text() == "x\n"
-    shadow = place.session.undo.shadow.directory
-    assert place.session.undo.shadow.read("0" * 64) is None
+    shadow = place.session.journal.shadow.directory
+    assert place.session.journal.shadow.read("0" * 64) is None
     listed = subprocess.run(
         ["git", "ls-files"], env={**os.environ, "GIT_DIR": str(shadow)}, capture_output=True, text=True, check=True
     )
@@ -343,7 +343,7 @@ def test_a_repository_inside_is_not_looked_into(place: Place):
 
 
 def test_without_git_the_file_tools_are_still_covered(place: Place, tmp_path: Path):
-    shadow = place.session.undo.shadow
+    shadow = place.session.journal.shadow
     (tmp_path / "bin").mkdir()
     shadow.environment = {"PATH": f"{tmp_path / 'bin'}:relative:{place.root}"}
     (place.root / "git").write_text("#!/bin/sh\ntouch evil\n")
@@ -357,7 +357,7 @@ def test_without_git_the_file_tools_are_still_covered(place: Place, tmp_path: Pa
 
 
 def test_a_tree_that_is_too_large_is_not_covered_and_costs_little(place: Place):
-    place.session.undo.shadow.max_files = 3
+    place.session.journal.shadow.max_files = 3
     place.command("rm b.txt")
     place.command("rm a.txt")
     undone = place.undo()
@@ -366,7 +366,7 @@ def test_a_tree_that_is_too_large_is_not_covered_and_costs_little(place: Place):
 
 
 def test_a_snapshot_that_takes_too_long_is_given_up(place: Place):
-    shadow = place.session.undo.shadow
+    shadow = place.session.journal.shadow
     shadow.budget_s = 0.0
     with pytest.raises(NeverCovered, match="takes more than 0 s"):
         shadow.take()
@@ -376,7 +376,7 @@ def test_a_snapshot_that_takes_too_long_is_given_up(place: Place):
 
 
 def test_a_large_file_that_changed_is_named(place: Place):
-    place.session.undo.shadow.max_file = 1000
+    place.session.journal.shadow.max_file = 1000
     (place.root / "big.bin").write_bytes(b"x" * 2000)
     (place.root / "same.bin").write_bytes(b"x" * 2000)
     place.command("echo more >> big.bin", "echo x > a.txt")
@@ -386,9 +386,9 @@ def test_a_large_file_that_changed_is_named(place: Place):
 
 
 def test_too_many_new_bytes_are_refused(place: Place):
-    place.session.undo.shadow.max_new = 100
+    place.session.journal.shadow.max_new = 100
     with pytest.raises(NeverCovered, match="MB of files"):
-        place.session.undo.shadow.take()
+        place.session.journal.shadow.take()
 
 
 def test_a_state_directory_inside_the_workspace_is_left_out(tmp_path: Path):

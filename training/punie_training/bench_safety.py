@@ -21,6 +21,7 @@ from punie.rules import RuleSet, parse_rule
 from punie.tools import Sandbox, SandboxState
 from punie.tools._process import run
 from punie.tools._sandbox import Kind, fault_of
+from punie_training import bench_sessions
 from punie_training.bench import Figure, machine, say
 
 AUTHORIZE_MS = 2.0
@@ -93,6 +94,7 @@ MEASURES: Mapping[str, Measure] = {
     "command: in bubblewrap": _running("bubblewrap"),
     "command: with Landlock": _running("landlock"),
     "command: in sandbox-exec": _running("seatbelt"),
+    **bench_sessions.MEASURES,
 }
 
 

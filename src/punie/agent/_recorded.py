@@ -46,20 +46,20 @@ class Recorded(WrapperToolset[Workspace]):
             return await super().call_tool(name, tool_args, ctx, tool)
         number = session.intend(ctx.messages, call=ctx.tool_call_id or "", tool=name, arguments=tool_args)
         watched = name not in tools.READ_ONLY and name not in FILE_TOOLS
-        before = await asyncio.to_thread(session.undo.before_command) if watched else None
+        before = await asyncio.to_thread(session.journal.before_command) if watched else None
         try:
             result = await super().call_tool(name, tool_args, ctx, tool)
         except BaseException as error:
             _ended(session, number, error, before=before)
             raise
         if before is not None:
-            await asyncio.to_thread(session.undo.after_command, before)
+            await asyncio.to_thread(session.journal.after_command, before)
         session.finish(number, outcome="ok", output=str(result))
         return result
 
 
 def _ended(session: Session, number: int, error: BaseException, *, before: Snapshot | None) -> None:
     """Without a wait in between: a task that is being cancelled may not get another chance."""
-    session.undo.after_command(before)
+    session.journal.after_command(before)
     interrupted = isinstance(error, asyncio.CancelledError | KeyboardInterrupt)
     session.finish(number, outcome="interrupted" if interrupted else "error", output=str(error))

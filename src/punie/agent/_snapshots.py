@@ -210,14 +210,18 @@ class ShadowGit:
         return self._git(*arguments).split(b"\0")[:-1]
 
     def _git(self, *arguments: str, given: bytes = b"") -> bytes:
+        command = [self._program(), "--no-pager", *_SETTINGS, *arguments]
+        left = self._end - time.monotonic()
+        if left <= 0:
+            raise subprocess.TimeoutExpired(command, self.budget_s)
         done = subprocess.run(
-            [self._program(), "--no-pager", *_SETTINGS, *arguments],
+            command,
             input=given,
             capture_output=True,
             check=False,
             cwd=self.root,
             env=self._variables(),
-            timeout=max(self._end - time.monotonic(), 0.01),
+            timeout=left,
             umask=0o077,
         )
         if done.returncode != 0:

@@ -30,7 +30,7 @@ from pydantic_ai.messages import (
 from pydantic_core import PydanticSerializationError
 
 from punie.agent._database import Database, Row
-from punie.agent.undo import Undo
+from punie.agent.undo import Undo, Undone
 from punie.errors import SessionError, UsageError
 
 UNKNOWN_EFFECT = "interrupted; effect unknown - check"
@@ -148,6 +148,7 @@ class SessionStore:
                 write.execute(f"DELETE FROM {table} WHERE session = ?", (found.id,))  # noqa: S608 - own names
             write.execute("DELETE FROM sessions WHERE id = ?", (found.id,))
         Undo.forget_unused(self._database)
+        self._database.rows("PRAGMA wal_checkpoint(TRUNCATE)")  # what was deleted is in the log until then
         return found
 
     def export(self, id: str) -> Iterator[str]:  # noqa: A002 - the field's name
@@ -194,7 +195,7 @@ class SessionStore:
 class Session:
     """One conversation that this process may add to. Made by a SessionStore.
 
-    `messages` is the conversation as it is stored.
+    `messages` is the conversation as it is stored; `run_turn` adds to it. `journal` keeps what its turns change.
     """
 
     def __init__(self, database: Database, id: str, *, workspace: Path, environment: Mapping[str, str]) -> None:  # noqa: A002 - the field's name
@@ -205,7 +206,7 @@ class Session:
         self._token = uuid.uuid4().hex
         self._stored = [str(row[1]) for row in _stored(database, id)]
         self._turn = 0
-        self.undo = Undo(database, id, workspace, environment)
+        self.journal = Undo(database, id, workspace, environment)
 
     def close(self) -> None:
         """Let another process go on with it."""
@@ -228,7 +229,7 @@ class Session:
             self._turn = (last or 0) + 1
             values = (self.id, self._turn)
             write.execute("INSERT INTO turns (session, number, state) VALUES (?, ?, 'done')", values)
-        self.undo.turn = self._turn
+        self.journal.turn = self._turn
 
     def sync(self, messages: Sequence[ModelMessage], *, settled: int = 0) -> None:
         """Store what is new in the conversation. The first `settled` messages are known not to have changed."""
@@ -256,13 +257,21 @@ class Session:
             values = (number, outcome, _escaped(output), time.time())
             write.execute("INSERT OR IGNORE INTO results VALUES (?, ?, ?, ?)", values)
 
+    def undo(self) -> Undone | None:
+        """Take back what the last turn did to files; None if there is nothing to take back. Works turn by turn."""
+        return self.journal.undo()
+
+    def redo(self) -> Undone | None:
+        """Do again what was taken back last; None if there is nothing, or if a later turn changed something."""
+        return self.journal.redo()
+
     def creating(self, directories: Sequence[bytes]) -> None:
         """The journal's part of `Workspace`: directories that will be made."""
-        self.undo.creating(directories)
+        self.journal.creating(directories)
 
     def changing(self, relative: str, *, before: bytes | None, after: bytes, mode: int | None) -> None:
         """The journal's part of `Workspace`: a file that will be replaced."""
-        self.undo.changing(relative, before=before, after=after, mode=mode)
+        self.journal.changing(relative, before=before, after=after, mode=mode)
 
     def _sync(self, write: sqlite3.Connection, messages: Sequence[ModelMessage], *, settled: int) -> list[str]:
         """Add a row for every message that is not stored as it is; what was dropped is taken back."""

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from punie.errors import UsageError
+from punie.trust import state_directory
 from punie.ui._clean import one_line
-from punie.ui._input import state_dir
 from punie.ui._setup import Setup
 from punie.ui.options import Options
 
@@ -28,7 +28,7 @@ def open_store(env: Mapping[str, str]) -> "SessionStore":
     """The user's sessions. SessionError if they cannot be written."""
     from punie.agent.session import SessionStore
 
-    return SessionStore(state_dir(env) / "sessions", environment=env)
+    return SessionStore(state_directory(env) / "sessions", environment=env)
 
 
 class Kept:
@@ -102,7 +102,7 @@ class Kept:
         session = self.session()
         if session is None:
             raise NOT_STORED
-        return told(session.undo.undo() if direction == "undo" else session.undo.redo(), direction)
+        return told(session.undo() if direction == "undo" else session.redo(), direction)
 
     def _id(self, given: str) -> str:
         if not given.isdigit() or int(given) > _LISTED:
@@ -141,7 +141,9 @@ def told(undone: "Undone | None", direction: str) -> list[str]:
     names = [one_line(path, width=60) for path in undone.paths]
     shown = ", ".join(names[:_LISTED]) + (f" and {len(names) - _LISTED} more" if len(names) > _LISTED else "")
     lines = [f"{what}: {shown or 'nothing'}"]
-    lines += [f"left as it is: {one_line(path, width=60)}: {reason}" for path, reason in undone.conflicts]
+    lines += [f"left as it is: {one_line(path, width=60)}: {reason}" for path, reason in undone.conflicts[:_LISTED]]
+    if len(undone.conflicts) > _LISTED:
+        lines.append(f"left as they are: {len(undone.conflicts) - _LISTED} more")
     return [*lines, *undone.notes]
 
 
