@@ -192,3 +192,18 @@ def test_lists_and_searches_leave_out_what_must_not_be_read(tmp_path: Path):
         "secrets/key",
         ".env",
     ]
+
+
+def test_keys_of_the_home_directory_are_left_out_where_it_is_the_workspace(tmp_path: Path):
+    for root, path in ((tmp_path, ".ssh/config"), (tmp_path / ".aws", "config")):
+        assert hides(root, Permissions(home=tmp_path))(path)
+    assert not hides(tmp_path / "project", Permissions(home=tmp_path))(".ssh/config")
+
+
+def test_denied_directories_elsewhere_and_whole_tools_are_left_out(tmp_path: Path):
+    assert hides(tmp_path, Permissions("default", rules(deny=(f"Read(/{tmp_path}/a/**)",))))("a/b")
+    assert (
+        hides(tmp_path, Permissions("default", rules(deny=("Read(~/project/a/**)",)), home=tmp_path.parent))("x")
+        is False
+    )
+    assert hides(tmp_path, Permissions("default", rules(deny=("Read",))))("x")

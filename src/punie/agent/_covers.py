@@ -5,6 +5,7 @@ the whole of it is plain and every part matches in every reading.
 """
 
 import fnmatch
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
 
@@ -103,6 +104,24 @@ def _touches(rule: Rule, analysis: Analysis, root: Path, *, home: Path | None) -
 
 
 # --- paths ---
+
+
+def files_of(rules: Sequence[Rule], *, root: Path, home: Path | None) -> Callable[[str], bool]:
+    """Whether one of these rules covers a file, by its path from the root; quick for many files."""
+    everything = any(rule.spec is None for rule in rules)
+    inside = [spec for rule in rules if (spec := rule.spec) and not spec.startswith(("//", "~/"))]
+    outside = [spec for rule in rules if (spec := rule.spec) and spec.startswith(("//", "~/"))]
+    patterns = [_based(spec, root, home)[1] for spec in inside]
+    exact = GitIgnoreSpec.from_lines(patterns)
+    folded = GitIgnoreSpec.from_lines(pattern.casefold() for pattern in patterns)
+
+    def covered(relative: str) -> bool:
+        if everything or (patterns and (exact.match_file(relative) or folded.match_file(relative.casefold()))):
+            return True
+        place = Place(f"{root}/{relative}", f"{root}/{relative}") if outside else None
+        return place is not None and any(_matches(spec, place, root, home=home) for spec in outside)
+
+    return covered
 
 
 def _matches(spec: str, place: Place, root: Path, *, home: Path | None) -> bool:

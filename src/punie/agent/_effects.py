@@ -123,6 +123,17 @@ def is_secret(place: Place, home: Path | None) -> bool:
     return any(_is_secret(path, home) for path in place.both)
 
 
+def holds_secret_places(root: Path, home: Path | None) -> bool:
+    """Whether a workspace holds, or lies in, one of the places of the home directory where keys are kept."""
+    return home is not None and (home.is_relative_to(root) or _is_secret(f"{root}/x", home))
+
+
+def may_be_secret(path: str) -> bool:
+    """Whether a path is worth the closer look of `is_secret`, as far as its last name goes."""
+    name = path.rpartition("/")[2]
+    return not name.isascii() or name[:1] in ".iI"
+
+
 def _is_secret(path: str, home: Path | None) -> bool:
     name = _plain(path.rpartition("/")[2])
     if _SECRET_NAME.fullmatch(name) and not name.endswith(_NO_SECRET):

@@ -17,9 +17,11 @@ from punie.agent._effects import (
     Effects,
     Place,
     effects_of,
+    holds_secret_places,
     is_inside,
     is_run_by_others,
     is_secret,
+    may_be_secret,
     place_of,
     protected_in,
     words_as_places,
@@ -96,12 +98,23 @@ def grant(call: Call) -> str:
 
 
 def hides(root: Path, permissions: Permissions) -> Callable[[str], bool]:
-    """Whether a file, by its path from the root, must not turn up in lists and searches."""
+    """Whether a file, by its path from the root, must not turn up in lists and searches.
+
+    It is asked about every file of a workspace, so what most files are not is found out first.
+    """
+    home = permissions.home
+    reading = [r for r in (*permissions.rules.deny, *permissions.rules.ask) if "read_file" in r.tools]
+    forbidden = _covers.files_of(reading, root=root, home=home)
+    near = holds_secret_places(root, home)
 
     def hidden(relative: str) -> bool:
-        effects = Effects("read_file", "read", (Place(f"{root}/{relative}", f"{root}/{relative}"),))
-        judging = _Judging(effects, root, permissions)
-        return bool(judging.first(permissions.rules.deny)) or judging.read().kind != "allow"
+        if forbidden(relative):
+            return True
+        if not (near or may_be_secret(relative)):
+            return False
+        place = Place(f"{root}/{relative}", f"{root}/{relative}")
+        judging = _Judging(Effects("read_file", "read", (place,)), root, permissions)
+        return judging.read().kind != "allow"
 
     return hidden
 
