@@ -422,11 +422,14 @@ class TestState:
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ):
         monkeypatch.setenv("PATH", str(tmp_path / "nothing"))
-        workspace = Workspace(tmp_path, environment={"HOME": str(tmp_path)})
-        assert workspace.sandbox.state.kind == "landlock"
+        home = {"HOME": str(tmp_path)}
+        before = Workspace(tmp_path, environment=home)
+        assert before.sandbox.state.kind == "landlock"
         (tmp_path / ".ssh").mkdir()
-        assert workspace.sandbox.state.kind == "none"
-        assert Workspace(tmp_path / ".ssh", environment={"HOME": str(tmp_path)}).sandbox.state.kind == "landlock"
+        assert Workspace(tmp_path, environment=home).sandbox.state.kind == "none"
+        # A command must not talk Punie out of a sandbox that somebody has relied on.
+        assert before.sandbox.state.kind == "landlock"
+        assert Workspace(tmp_path / ".ssh", environment=home).sandbox.state.kind == "landlock"
 
     @on_linux
     async def test_a_bubblewrap_of_the_workspace_is_not_used(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

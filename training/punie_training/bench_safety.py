@@ -88,12 +88,17 @@ def _running(kind: Kind) -> Measure:
     return rounds
 
 
-MEASURES: Mapping[str, Measure] = {
-    **{name: _authorizing(call) for name, call in _CALLS.items()},
-    "command: without a sandbox": _running("none"),
+_BARE = "command: without a sandbox"
+_COMMANDS: Mapping[str, Measure] = {
+    _BARE: _running("none"),
     "command: in bubblewrap": _running("bubblewrap"),
     "command: with Landlock": _running("landlock"),
     "command: in sandbox-exec": _running("seatbelt"),
+}
+
+MEASURES: Mapping[str, Measure] = {
+    **{name: _authorizing(call) for name, call in _CALLS.items()},
+    **_COMMANDS,
     **bench_sessions.MEASURES,
 }
 
@@ -109,6 +114,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     figures = {name: Figure.of(values) for name, values in measured.items() if values}
     for name, figure in figures.items():
         say(f"{name:<44}{figure}")
+    for name in (name for name in _COMMANDS if name in figures and name != _BARE):
+        added = figures[name].median - figures[_BARE].median
+        say(f"\n{name} adds {added:.1f} ms to the median; the goal is at most {SANDBOX_MS:g} ms")
     if options.out:
         record = {"machine": machine(), "unit": "ms", "figures": {name: asdict(f) for name, f in figures.items()}}
         options.out.write_text(json.dumps(record, indent=2) + "\n", "utf-8")

@@ -171,9 +171,9 @@ class Sandbox:
         if self.options.mode == "required" and not self.state.active:
             raise ConfigError(f"No sandbox works here: {self.state.reason}.", _advice())
 
-    @property
+    @cached_property
     def state(self) -> SandboxState:
-        """What the commands of this workspace run in."""
+        """What the commands of this workspace run in; it never changes between an approval and the command."""
         if self._given is not None:
             return self._given
         state = sandbox_state(self.options)
