@@ -106,12 +106,11 @@ def _piped(stdin: TextIO, *, waiting: bool) -> str:
 
 def _answer_with(setup: "Setup", prompt: str, *, options: Options, about: About, kept: "Kept") -> int:
     from punie.ui._progress import PreparationProgress
-    from punie.ui._setup import assemble, load_model
+    from punie.ui._setup import assemble, load_model, open_workspace
 
     with PreparationProgress(sys.stderr) as on_progress:
         model = load_model(setup, on_progress)
         from punie.agent.approval import refuse  # these imports take time that the model uses for loading
-        from punie.tools import Workspace
 
         agent = assemble(setup, model=model, ask=refuse)
         session = kept.session()
@@ -120,7 +119,7 @@ def _answer_with(setup: "Setup", prompt: str, *, options: Options, about: About,
         session_id = session.id if session is not None else about.session_id
         about = replace(about, model_id=model.model_name, session_id=session_id)
         show = show_for(options.output_format, about=about, out=sys.stdout, err=sys.stderr, verbose=options.verbose)
-        workspace = Workspace(setup.root, command_timeout_s=setup.config.limits.command_timeout_s)
+        workspace = open_workspace(setup)
         return answer(agent, prompt, workspace=workspace, config=setup.config, show=show, session=session)
 
 
