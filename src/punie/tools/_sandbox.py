@@ -1,15 +1,17 @@
 """What commands are confined to: the best of what works on this machine, tried out before it is relied on.
 
-| kind | how | what it leaves open |
-|---|---|---|
-| bubblewrap | namespaces of Linux, and a filter of system calls | |
-| landlock | Landlock of Linux, and the same filter | modes, times and owners of files outside; names of hidden files; protected files are put back only afterwards |
-| seatbelt | `sandbox-exec` of macOS | processes of the user can be seen |
-| none | nothing | everything; every command has to be asked about |
+A command sees its workspace writable and everything else read-only, no network, no secrets of the home directory, no
+environment but a short list, and no process of it outlives the call. The kinds, and what each of them leaves open:
 
-Threats and measurements behind it: a command sees its workspace writable and everything else read-only, no network,
-no secrets of the home directory, no environment but a short list, and no process of it outlives the call.
-"""  # noqa: E501 - a table
+bubblewrap  Namespaces of Linux, and a filter of system calls. Repositories below the workspace's own keep hooks that a
+            command can change. Unix sockets are denied with all others, so what needs them (the fork server of
+            Python's multiprocessing) does not run.
+landlock    Landlock of Linux, and the same filter. Modes, times and owners of files outside can be changed, the names
+            of hidden files and the host's /tmp can be seen, /dev/shm is shared, and protected files of the workspace
+            are put back when the command is over instead of being kept from it.
+seatbelt    `sandbox-exec` of macOS. What hides and denies is the profile alone.
+none        Nothing: every command has to be asked about.
+"""
 
 import itertools
 import marshal
