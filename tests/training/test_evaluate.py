@@ -5,12 +5,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from pydantic_ai.exceptions import ModelHTTPError
 from pydantic_ai.messages import ModelMessage
 from pydantic_ai.models.function import AgentInfo, DeltaToolCall, DeltaToolCalls, FunctionModel
 from tests.backends import tiny
 from tests.training.evaluations import outcome
 
 from punie.config import AgentConfig
+from punie.errors import PunieError
 from punie.wire import conversation, expand
 from punie_training import report
 from punie_training.evaluate import Outcome, evaluate, invented, normal
@@ -124,6 +126,33 @@ async def test_a_run_goes_on_where_it_stopped(studio: Studio, cases: list[Case],
         cases[:1], model=_talking(PROSE), config=AgentConfig(), opened=(studio,), store=store, key="another"
     )
     assert not other[0].right
+
+
+async def test_an_outcome_after_a_torn_line_is_kept(studio: Studio, cases: list[Case], tmp_path: Path) -> None:
+    store = tmp_path / "outcomes.jsonl"
+    store.write_text('{"key": "k", "id": "torn')
+    for _ in range(2):
+        await evaluate(cases[:1], model=_scripted(cases), config=AgentConfig(), opened=(studio,), store=store, key="k")
+    assert [json.loads(line)["id"] for line in store.read_text("utf-8").splitlines()[1:]] == [cases[0].id]
+
+
+@pytest.mark.parametrize(("status", "kept"), [(401, 0), (503, 0), (400, 1)])
+async def test_a_backend_that_fails_makes_no_wrong_answers(
+    status: int, kept: int, studio: Studio, cases: list[Case], tmp_path: Path
+) -> None:
+    async def fail(messages: list[ModelMessage], info: AgentInfo) -> AsyncIterator[str]:
+        raise ModelHTTPError(status, "m", "refused")
+        yield ""
+
+    store = tmp_path / "outcomes.jsonl"
+    model = FunctionModel(stream_function=fail)
+    run = evaluate(cases[:1], model=model, config=AgentConfig(), opened=(studio,), store=store, key="k")
+    if kept:
+        assert [o.stop_reason for o in await run] == ["error"]
+    else:
+        with pytest.raises(PunieError):
+            await run
+    assert store.exists() == bool(kept)
 
 
 async def test_no_case_changes_a_project_that_others_are_asked_about(

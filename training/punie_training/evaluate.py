@@ -19,11 +19,13 @@ from punie.agent.approval import approve_all, refuse
 from punie.config import AgentConfig
 from punie.tools import Workspace
 from punie.wire import conversation
+from punie_training import jsonl
 from punie_training.corpora import scratch_copy
 from punie_training.generate import Studio
 from punie_training.score import mark, paths, places
 from punie_training.suite import Case
 from punie_training.tasks import Step
+from punie_training.watched import Watched
 
 _LINES = re.compile(r":\d+(?:-\d+)?$")
 CHANGING = frozenset({"edit", "write", "command", "sequence"})
@@ -89,7 +91,10 @@ async def evaluate(
     key: str,
     on_progress: Progress = lambda done, total, outcome: None,
 ) -> tuple[Outcome, ...]:
-    """Run what is not in the store yet; `key` names suite, model and settings."""
+    """Run what is not in the store yet; `key` names suite, model and settings.
+
+    Raises the error of a backend that does not answer at all: a wrong key makes no wrong answers.
+    """
     done = stored(store, key=key)
     by_project = {studio.project: studio for studio in opened}
     outcomes: list[Outcome] = []
@@ -98,8 +103,7 @@ async def evaluate(
         outcome = done.get(case.id)
         if outcome is None:
             outcome = await run_case(case, model=model, config=config, studio=by_project[case.task.project])
-            with store.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"key": key, **asdict(outcome)}, ensure_ascii=False) + "\n")
+            jsonl.append(store, {"key": key, **asdict(outcome)})
         outcomes.append(outcome)
         on_progress(number, len(cases), outcome)
     return tuple(outcomes)
@@ -113,12 +117,8 @@ def key(identity: Mapping[str, str]) -> str:
 def stored(store: Path, *, key: str) -> Mapping[str, Outcome]:
     """Read the outcomes of an earlier run with the same key; a torn last line is ignored."""
     found: dict[str, Outcome] = {}
-    for line in store.read_text("utf-8").splitlines() if store.is_file() else ():
-        try:
-            record = json.loads(line)
-        except ValueError:
-            continue
-        if record.pop("key") == key:
+    for record in jsonl.whole(store):
+        if record.pop("key", None) == key:
             record["calls"] = tuple((name, arguments) for name, arguments in record["calls"])
             found[record["id"]] = Outcome(**record)
     return found
@@ -129,7 +129,8 @@ async def run_case(case: Case, *, model: Model, config: AgentConfig, studio: Stu
     async with _workspace(case, studio) as workspace:
         # Only those who work on a copy may change it: the projects themselves are what every later case is asked about.
         approve = approve_all if case.task.family in CHANGING else refuse
-        agent = create_agent(config, model=model, approve=approve)
+        watched = Watched(model)
+        agent = create_agent(config, model=watched, approve=approve)
         history: Sequence[ModelMessage] = ()
         ended: TurnEnded | None = None
         for turn in case.task.turns:
@@ -138,6 +139,8 @@ async def run_case(case: Case, *, model: Model, config: AgentConfig, studio: Stu
                     ended, history = event, event.messages
         if ended is None:
             raise ValueError(f"case {case.id} asks nothing")
+        if ended.stop_reason == "error" and watched.failure and not watched.of_one_request:
+            raise watched.failure
         return _outcome(case, ended, studio=studio, root=Path(workspace.root))
 
 

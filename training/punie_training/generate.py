@@ -142,7 +142,8 @@ class Studio:
     oracle: Oracle = field(init=False)
 
     def __post_init__(self) -> None:
-        self.workspace = Workspace(self.root)
+        # A search that ran out of time on a busy machine would change what is asked.
+        self.workspace = Workspace(self.root, search_timeout_s=120)
         self.oracle = Oracle(self.root)
 
     async def run(self, task: Task, *, changes: bool) -> Row | Rejected:

@@ -1,9 +1,9 @@
 """Files of one JSON object a line, read one by one, so that a set larger than memory can be gone through."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, TextIO, cast
 
 from punie.errors import UsageError
 
@@ -33,6 +33,26 @@ def records(path: Path) -> Iterator[tuple[int, Record]]:
         raise UsageError(f"{path} is not UTF-8 text: {error.reason}.", "Save it as UTF-8 JSON lines.") from error
     if not found:
         raise UsageError(f"{path}:1: the file holds no row.", "It should hold one JSON object a line.")
+
+
+def append(path: Path, record: Mapping[str, Any]) -> None:
+    """Add an object on a line of its own, also after a line that was torn."""
+    with path.open("a+b") as file:
+        end = file.seek(0, 2)
+        file.seek(max(0, end - 1))
+        torn = end > 0 and file.read(1) != b"\n"
+        file.write(b"\n" * torn + json.dumps(record).encode() + b"\n")
+
+
+def whole(path: Path) -> Iterator[Record]:
+    """The objects of a file that is appended to; a torn line, and a file that is not there, are nothing."""
+    for line in path.read_bytes().split(b"\n") if path.is_file() else ():
+        try:
+            record = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(record, dict):
+            yield cast("Record", record)
 
 
 def _first_character(file: TextIO) -> str:

@@ -1,13 +1,14 @@
 """What a teacher said to each task, kept one by one: a run that was cut off loses the conversation it was in."""
 
-import json
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
+from punie_training import jsonl
 from punie_training.sources.cost import Tokens
 
 
@@ -40,23 +41,15 @@ def stored(store: Path, *, key: str) -> Mapping[tuple[str, int], Attempt]:
 
 
 def _read(store: Path, key: str) -> Iterator[Attempt]:
-    for line in store.read_bytes().splitlines() if store.is_file() else ():
-        try:
-            record = json.loads(line)
-            if record.pop("key") == key:
+    for record in jsonl.whole(store):
+        if record.pop("key", None) == key:
+            with suppress(ValidationError):
                 yield _ATTEMPT.validate_python(record)
-        except (ValueError, AttributeError, LookupError, ValidationError):
-            continue
 
 
 def append(store: Path, attempt: Attempt, *, key: str) -> None:
-    """Keep an attempt, on a line of its own also after a torn one."""
-    line = json.dumps({"key": key, **asdict(attempt)}) + "\n"
-    with store.open("a+b") as file:
-        end = file.seek(0, 2)
-        file.seek(max(0, end - 1))
-        torn = end > 0 and file.read(1) != b"\n"
-        file.write(b"\n" * torn + line.encode())
+    """Keep an attempt."""
+    jsonl.append(store, {"key": key, **asdict(attempt)})
 
 
 _ATTEMPT = TypeAdapter(Attempt)

@@ -7,24 +7,19 @@ stopped. Rows and card are written from that file, at the end and also when a ru
 import json
 import time
 from collections import Counter
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-from pydantic_ai import Agent, RunContext
-from pydantic_ai.exceptions import ModelAPIError, ModelHTTPError
-from pydantic_ai.messages import ModelMessage
-from pydantic_ai.models import ModelRequestParameters, StreamedResponse
-from pydantic_ai.models.wrapper import WrapperModel
-from pydantic_ai.settings import ModelSettings
+from pydantic_ai import Agent
 
-from punie.agent import TurnEnded, create_agent, failures, run_turn
+from punie.agent import TurnEnded, create_agent, run_turn
 from punie.agent.approval import EDITS, Approver, Decision, Request, deny, once, refuse
 from punie.config import AgentConfig
-from punie.errors import ContextTooLong, Interrupted, LimitReached, PunieError
+from punie.errors import PunieError
 from punie.tools import Workspace
 from punie.wire import Message, call
 from punie_training.card import Sieve, card, page
@@ -37,10 +32,9 @@ from punie_training.sources.cost import Tokens
 from punie_training.sources.course import Asked, Course
 from punie_training.sources.taught import TaughtRow, Unfit, row_of
 from punie_training.tasks import Expect, Task
+from punie_training.watched import Watched
 
 Say = Callable[[str], None]
-OF_ONE_REQUEST = frozenset({400, 413, 422, 500})
-"""Statuses of a server that may dislike one conversation only, such as one with a call that it cannot parse."""
 
 
 async def teach(course: Course, *, say: Say) -> "Summary":
@@ -91,7 +85,7 @@ async def _attempt(asked: Asked, number: int, course: Course, studio: Studio) ->
     """Have one conversation. Raises the error of the backend, which says nothing about the task."""
     changes = family(asked.task.family).changes
     config = course.config.model_copy(update={"seed": number})
-    watched = _Watched(course.model)
+    watched = Watched(course.model)
     approve = planned_only(asked.task) if changes else refuse
     started = time.perf_counter()
     # Only those who work on a copy may change it: the projects themselves are what every later task is about.
@@ -112,7 +106,7 @@ async def _attempt(asked: Asked, number: int, course: Course, studio: Studio) ->
         total_s=round(time.perf_counter() - started, 3),
     )
     if talk[-1].stop_reason == "error" and watched.failure:
-        if watched.status in OF_ONE_REQUEST:
+        if watched.of_one_request:
             raise _Refused(watched.failure, replace(attempt, reason=f"the server refused it: status {watched.status}"))
         raise watched.failure
     return attempt
@@ -155,36 +149,6 @@ def planned_only(task: Task) -> Approver:
         return once if fits else deny("only what the question asks for may be run")
 
     return approve
-
-
-class _Watched(WrapperModel):
-    """A model whose failures are told apart from its mistakes: of those every other task will come to the same end."""
-
-    failure: PunieError | None = None
-    status: int | None = None
-
-    @asynccontextmanager
-    async def request_stream(
-        self,
-        messages: list[ModelMessage],
-        model_settings: ModelSettings | None,
-        model_request_parameters: ModelRequestParameters,
-        run_context: RunContext[Any] | None = None,
-    ) -> AsyncGenerator[StreamedResponse]:
-        """Stream an answer, and remember why none came."""
-        self.failure = self.status = None
-        try:
-            async with super().request_stream(messages, model_settings, model_request_parameters, run_context) as reply:
-                yield reply
-        except (ModelAPIError, PunieError) as error:
-            self._remember(error)
-            raise
-
-    def _remember(self, error: ModelAPIError | PunieError) -> None:
-        own = error if isinstance(error, PunieError) else failures.translated(error)
-        if not isinstance(own, ContextTooLong | LimitReached | Interrupted):
-            self.failure = own
-            self.status = error.status_code if isinstance(error, ModelHTTPError) else None
 
 
 # --- files ---------------------------------------------------------------------------------------------------------
