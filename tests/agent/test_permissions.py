@@ -1,6 +1,7 @@
 """What becomes of a call: modes, protected files, secrets, suggestions, and how the gate keeps what was granted."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -8,8 +9,10 @@ from tests.agent.conftest import Project
 from tests.stubs import Reply
 
 from punie.agent.approval import Decision, Request, always, approve_all, deny, once, session
+from punie.agent.events import Notice
 from punie.agent.permissions import Call, Permissions, Verdict, authorize, grant
 from punie.config import PermissionMode
+from punie.errors import ConfigError
 from punie.rules import RuleSet, parse_rule
 
 EDIT = Call("edit_file", {"path": "src/app.py", "old": "a", "new": "b"})
@@ -267,6 +270,17 @@ async def test_always_takes_effect_at_once_and_is_kept(project: Project):
     ]
     assert kept == ["Bash(echo:*)", "Bash(cat:*)", "Bash(make -v)"]
     assert [call.outcome for call in end.tool_calls] == ["ok"] * 4
+
+
+async def test_a_rule_that_cannot_be_kept_holds_for_the_session_and_that_is_told(project: Project):
+    def full(rules: Sequence[str]) -> None:
+        raise ConfigError(f"cannot be written: {rules[0]}.")
+
+    asking = Asking(always)
+    events, end = await project.turn(*commands("echo one", "echo two"), approve=asking, remember=full)
+    assert len(asking.requests) == 1
+    assert Notice("Allowed for this session only: cannot be written: Bash(echo:*).") in events
+    assert end.stop_reason == "done"
 
 
 async def test_what_loses_work_is_asked_about_every_time_and_says_what_is_lost(project: Project):

@@ -45,6 +45,7 @@ def test_set_keeps_comments_order_and_other_tables(user_file: Path, tmp_path: Pa
     [
         ("model", "openai:qwen@http://127.0.0.1:8080/v1", "openai:qwen@http://127.0.0.1:8080/v1"),
         ("allowed_tools", "edit_file,write_file", ["edit_file", "write_file"]),
+        ("permissions.deny", "Bash(git push:*), Read(./a b/**)", ["Bash(git push:*)", "Read(./a b/**)"]),
         ("stop_sequences", '["<|im_end|>"]', ["<|im_end|>"]),
         ("save_sessions", "false", False),
         ("temperature", "0.5", 0.5),
@@ -62,10 +63,19 @@ def test_values_are_read_as_what_the_setting_takes(
     assert found == value
 
 
-@pytest.mark.parametrize(("key", "value"), [("max_tokns", "1"), ("max_tokens", "many"), ("limits.max_turns", "0")])
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("max_tokns", "1"), ("max_tokens", "many"), ("limits.max_turns", "0"), ("permissions.deny", "Bash(ls")],
+)
 def test_what_cannot_be_set_leaves_the_file_alone(key: str, value: str, user_file: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=key):
         change(key, value, tmp_path)
+    assert not user_file.exists()
+
+
+def test_bypassing_cannot_be_set_for_good(user_file: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="only be chosen on the command line"):
+        change("permission_mode", "bypassPermissions", tmp_path)
     assert not user_file.exists()
 
 

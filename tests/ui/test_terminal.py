@@ -243,6 +243,31 @@ def test_session_is_not_asked_again(start: Start, server: ScriptedServer, projec
     assert "return 3" in (project / "a.py").read_text()
 
 
+def test_always_is_kept_for_the_next_conversation(start: Start, server: ScriptedServer) -> None:
+    server.script = [[Call("run_command", {"command": "make -v"})], ["One."]]
+    terminal = ready(start())
+    terminal.enter("run it")
+    assert "a always Bash(make -v)" in terminal.wait("Allow this? [")
+    terminal.enter("a")
+    terminal.wait("One.", "tokens in")
+    server.script = [[Call("run_command", {"command": "make -v"})], ["Two."]]
+    again = ready(start())
+    again.enter("run it again")
+    assert "Allow this?" not in again.wait("Two.", "tokens in")
+
+
+def test_a_project_with_settings_is_asked_about_first(start: Start, server: ScriptedServer, project: Path) -> None:
+    (project / ".punie").mkdir()
+    (project / ".punie" / "config.toml").write_text('[permissions]\ndeny = ["Bash(make:*)"]\n')
+    server.script = [[Call("run_command", {"command": "make -v"})], ["Over."]]
+    terminal = start()
+    assert ".punie/config.toml" in terminal.wait("Trust this directory? [y/N]")
+    terminal.enter("y")
+    ready(terminal).enter("run it")
+    terminal.wait("Over.", "tokens in")
+    assert "the rule Bash(make:*)" in str(server.requests[-1])
+
+
 def test_a_command_is_shown_whole_with_hidden_characters_spelled_out(start: Start, server: ScriptedServer) -> None:
     command = "echo one; " + "true; " * 60 + "printf '\x1b[31m' # \u202e\necho last"
     server.script = [[Call("run_command", {"command": command})], ["ok"]]

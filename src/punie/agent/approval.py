@@ -12,7 +12,8 @@ from pydantic_ai.tools import DeferredToolRequests, DeferredToolResults, ToolApp
 from punie import tools
 from punie.agent._dangers import losses
 from punie.agent.permissions import Call, Permissions, Verdict, authorize, grant, hides
-from punie.errors import PermissionNeeded
+from punie.backends._notices import tell
+from punie.errors import ConfigError, PermissionNeeded
 from punie.rules import COMMANDS, EDITS
 from punie.tools import Workspace
 
@@ -168,7 +169,10 @@ class Gate:
             return
         if decision.kind == "always" and verdict.rules:
             self.permissions = self.permissions.with_allowed(verdict.rules)
-            self.remember(verdict.rules)
+            try:
+                self.remember(verdict.rules)
+            except ConfigError as error:  # the user agreed: the work goes on, and next time the question comes again
+                tell(f"Allowed for this session only: {error.cause}")
         else:
             self._granted.add(grant(call))
 

@@ -77,8 +77,8 @@ def choices(request: Request) -> list[tuple[str, str]]:
 
 
 def keys(request: Request) -> str:
-    """What can be answered, in one line."""
-    return " · ".join([*(f"{key} {meaning}" for key, meaning in choices(request)), "n no (a reason may follow)"])
+    """What can be answered, one letter a line: a rule may be long, and none of it may be out of sight."""
+    return "\n".join([*(f"  {key} {meaning}" for key, meaning in choices(request)), "  n no (a reason may follow)"])
 
 
 def decision_of(answer: str, request: Request) -> Decision | None:

@@ -16,6 +16,7 @@ from pydantic import ValidationError
 
 from punie.config import Settings, load_settings, setting_keys, user_config_file, value_of
 from punie.errors import ConfigError, UsageError
+from punie.rules import split_rules
 from punie.ui._clean import clean
 from punie.ui.options import Options
 
@@ -85,6 +86,8 @@ def _checked(key: str, text: str) -> object:
         close = get_close_matches(key, setting_keys(), n=1)
         raise UsageError(f"Unknown setting '{key}'.", f"Did you mean '{close[0]}'?" if close else "`punie config show`")
     value = _from_text(text, several=isinstance(_default(key), tuple))
+    if key == "permission_mode" and value == "bypassPermissions":
+        raise UsageError(f"'{value}' can only be chosen on the command line.", "Give --yolo to the run that needs it.")
     head, _, rest = key.partition(".")
     try:
         Settings.model_validate({head: {rest: value} if rest else value})
@@ -100,7 +103,7 @@ def _default(key: str) -> object:
 def _from_text(text: str, *, several: bool) -> object:
     """TOML where it is TOML, words otherwise."""
     if several and not text.lstrip().startswith("["):
-        return [word for word in text.replace(",", " ").split() if word]
+        return list(split_rules(text))
     try:
         return tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
