@@ -197,12 +197,11 @@ def _as_user(uid: int) -> list[str]:
         return user
     # The interpreter lies in a closed home: show it, and nothing else of that home, in a mount namespace.
     show = (
-        'mkdir -p "$3"; mount --bind "$1" "$3"; mount -t tmpfs -o mode=755 none "$2"; '
-        'mkdir -p "$1"; mount --move "$3" "$1"; shift 3; exec "$@"'
+        'mount --bind "$1" /mnt; mount -t tmpfs -o mode=755 none "$2"; mkdir -p "$1"; '
+        'mount --move /mnt "$1"; shift 2; exec "$@"'
     )
-    aside = Path(tempfile.gettempdir()) / "punie-python"
     shell = ["unshare", "--mount", "--propagation", "private", "sh", "-ec", show, "sh"]
-    return [*shell, str(python), str(closed[-1]), str(aside), *user]
+    return [*shell, str(python), str(closed[-1]), *user]
 
 
 def _open_place() -> Path:

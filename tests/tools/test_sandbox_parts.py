@@ -10,6 +10,7 @@ import shutil
 import struct
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -559,3 +560,19 @@ class TestRunning:
         del workspace
         gc.collect()
         assert not private.exists()
+
+    async def test_private_files_of_a_killed_agent_go_later(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+        monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+        old, used, foreign = (tmp_path / f"{_sandbox._PRIVATE}{name}" for name in ("old", "used", "link"))
+        for path in (old / "tmp", used / "tmp"):
+            path.mkdir(parents=True)
+        foreign.symlink_to(tmp_path / "elsewhere")
+        os.utime(old, (1, 1))
+        os.utime(used, (1, 1))
+        lock = os.open(used, os.O_RDONLY)
+        fcntl.flock(lock, fcntl.LOCK_SH)
+        path, own = _sandbox._private_directory()
+        assert path.parent == tmp_path
+        assert (old.exists(), used.exists(), foreign.is_symlink()) == (False, True, True)
+        os.close(lock)
+        os.close(own)

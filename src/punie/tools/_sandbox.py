@@ -13,6 +13,7 @@ seatbelt    `sandbox-exec` of macOS. What hides and denies is the profile alone.
 none        Nothing: every command has to be asked about.
 """
 
+import fcntl
 import itertools
 import marshal
 import os
@@ -27,7 +28,7 @@ import tempfile
 import time
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from pathlib import Path
@@ -60,6 +61,7 @@ _BOOT = (
     "exec(marshal.load(f),s);p=marshal.load(f);f.truncate(0);f.seek(0);sys.exit(s['main'](p,n))"
 )
 _COUNT = itertools.count(1)
+_PRIVATE = "punie-private-"
 
 _NAMESPACES = (
     *("--die-with-parent", "--new-session", "--unshare-user", "--unshare-pid", "--unshare-ipc", "--unshare-uts"),
@@ -318,8 +320,8 @@ class Sandbox:
 
     @cached_property
     def _private(self) -> Path:
-        path = Path(os.path.realpath(tempfile.mkdtemp(prefix="punie-")))
-        weakref.finalize(self, shutil.rmtree, path, ignore_errors=True)
+        path, lock = _private_directory()
+        weakref.finalize(self, _discard, path, lock)
         return path
 
     @cached_property
@@ -361,6 +363,38 @@ class Sandbox:
         """The environment that Punie itself runs from, if a command could rewrite it."""
         prefix = Path(os.path.realpath(sys.prefix))
         return [prefix] if self.root in prefix.parents and sys.prefix != sys.base_prefix else []
+
+
+def _private_directory() -> tuple[Path, int]:
+    """A new directory that only this user can look into, and an open file whose lock says that it is in use.
+
+    Those of processes that were killed are taken away.
+    """
+    above = Path(os.path.realpath(tempfile.gettempdir()))
+    for entry in above.glob(f"{_PRIVATE}*"):
+        with suppress(OSError):
+            status = entry.lstat()
+            if status.st_uid == os.getuid() and time.time() - status.st_mtime > 60 and not entry.is_symlink():
+                lock = _locked(entry, fcntl.LOCK_EX)
+                _discard(entry, lock)
+    path = Path(tempfile.mkdtemp(prefix=_PRIVATE, dir=above))
+    return path, _locked(path, fcntl.LOCK_SH)
+
+
+def _locked(directory: Path, kind: int) -> int:
+    """An open file of the directory with a lock on it. Raises OSError if somebody else has it."""
+    number = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        fcntl.flock(number, kind | fcntl.LOCK_NB)
+    except OSError:
+        os.close(number)
+        raise
+    return number
+
+
+def _discard(directory: Path, lock: int) -> None:
+    shutil.rmtree(directory, ignore_errors=True)
+    os.close(lock)
 
 
 def _advice() -> str:
@@ -427,8 +461,17 @@ def _cgroup_parent() -> str | None:
         else:
             continue
         if os.access(place, os.W_OK):
+            _remove_left_over(place)
             return str(place).rstrip("/")
     return None
+
+
+def _remove_left_over(place: Path) -> None:
+    """Remove the empty groups of processes that were killed."""
+    for group in place.glob("punie-*-*"):
+        if not Path("/proc", group.name.split("-")[1]).exists():
+            with suppress(OSError):
+                group.rmdir()
 
 
 def _hands_on_pids(place: Path) -> bool:

@@ -64,8 +64,7 @@ def main(plan: dict, note: int) -> int:
         os.write(note, TOO_MANY)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     _end_all(child, own_init=plan.get("own_init", False), at_once=crowded)
-    if group:
-        _quietly(os.rmdir, group)
+    _unmade(group)
     return status if status >= 0 else 128 - status
 
 
@@ -196,6 +195,17 @@ def _made(group: str | None, limit: int) -> str:
         _quietly(os.rmdir, group)
         return ""
     return group
+
+
+def _unmade(group: str) -> None:
+    """Remove the cgroup; the last of its processes may take a moment to leave it."""
+    for _ in range(100):
+        if not group or not os.path.exists(group):  # noqa: PTH110
+            return
+        try:
+            os.rmdir(group)  # noqa: PTH106
+        except OSError:
+            time.sleep(0.002)
 
 
 def _write(path: str, text: str) -> None:
