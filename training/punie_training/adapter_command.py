@@ -1,4 +1,4 @@
-"""`punie train compare`, `promote`, `fuse`, `export`: what becomes of a trained adapter."""
+"""`punie train compare`, `promote`, `average`, `fuse`, `export`: what becomes of a trained adapter."""
 
 import argparse
 import sys
@@ -15,6 +15,7 @@ def add(commands: "_SubParsersAction[argparse.ArgumentParser]") -> None:
     """Give `punie train` these commands."""
     _compare_options(commands.add_parser("compare", help="compare two evaluations case by case"))
     _promote_options(commands.add_parser("promote", help="ship an adapter, if it is better and nowhere worse"))
+    _average_options(commands.add_parser("average", help="write the mean of the adapters of one chain of runs"))
     _fuse_options(commands.add_parser("fuse", help="merge an adapter into its model, as an MLX directory"))
     _export_options(commands.add_parser("export", help="write an adapter in a form that other programs read"))
 
@@ -32,6 +33,12 @@ def _promote_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--margin", type=float, default=0.02, help="share of cases that may be lost anywhere")
     parser.add_argument("--shipped", type=Path, help="directory to replace; default: the installed one")
     parser.set_defaults(command=_promote)
+
+
+def _average_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("adapters", type=Path, nargs="+", help="in the order they were trained")
+    parser.add_argument("--out", type=Path, required=True, help="a directory that is not there yet")
+    parser.set_defaults(command=_average)
 
 
 def _fuse_options(parser: argparse.ArgumentParser) -> None:
@@ -80,6 +87,13 @@ def _promote(options: argparse.Namespace) -> int:
         margin=options.margin,
     )
     _say(f"{options.adapter} is what Punie ships now. Better: {'; '.join(verdict.wins)}")
+    return 0
+
+
+def _average(options: argparse.Namespace) -> int:
+    from punie_training.average import average  # needs MLX, which is an extra
+
+    _say(f"mean of {len(options.adapters)} adapters in {average(options.adapters, options.out)}")
     return 0
 
 
