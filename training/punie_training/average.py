@@ -18,7 +18,6 @@ from punie.errors import ConfigError, UsageError
 from punie_training.adapter import write_arrays
 from punie_training.trained import Trained, filling
 
-
 _FEWEST = 2
 
 
