@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from tests.backends import tiny
@@ -71,7 +72,7 @@ def test_both_read_the_same_tokens(base, data, tmp_path):
     job = bench_training.prepared(options, tmp_path)
     _, tokenizer = load(job.directory)[:2]
     args = SimpleNamespace(**(CONFIG_DEFAULTS | bench_training._settings(job, tmp_path / "out")))
-    theirs, _, _ = load_dataset(args, tokenizer)  # type: ignore[arg-type]  # mlx_lm passes its wrapper too
+    theirs: Any = load_dataset(args, tokenizer)[0]  # type: ignore[arg-type]  # mlx_lm passes its wrapper too
     renderer = renderer_for(base, template=shipped_template())
     ours = [example(row, renderer) for row in read(tmp_path / "rows.jsonl")]
     assert len(ours) == len(theirs) == 8

@@ -102,12 +102,14 @@ def _factors(tensors: Mapping[str, Any], directory: Path) -> dict[str, tuple["Ar
 def _magnitudes(
     tensors: Mapping[str, Any], factors: Mapping[str, tuple["Array", "Array"]], directory: Path
 ) -> dict[str, "Array"]:
-    found = {layer: tensors.get(f"{layer}.m") for layer in factors}
-    for layer, lengths in found.items():
-        if lengths is None or lengths.shape != (factors[layer][1].shape[1],):
+    found: dict[str, Array] = {}
+    for layer, (_, b) in factors.items():
+        lengths = tensors.get(f"{layer}.m")
+        if lengths is None or lengths.shape != (b.shape[1],):
             cause = f"The DoRA adapter in {directory} has no fitting {layer}.m."
             raise WeightsDamaged(cause, "Copy the adapter once more from where it was trained.")
-    return {layer: lengths.astype(np.float32) for layer, lengths in found.items()}
+        found[layer] = lengths.astype(np.float32)
+    return found
 
 
 def _first_line(error: Exception) -> str:
