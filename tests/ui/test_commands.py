@@ -19,14 +19,6 @@ Punie = Callable[..., subprocess.CompletedProcess[str]]
 
 
 @pytest.fixture
-def project(tmp_path: Path) -> Path:
-    root = tmp_path / "project"
-    root.mkdir()
-    (root / "a.py").write_text("class Greeter:\n    pass\n")
-    return root
-
-
-@pytest.fixture
 def punie(project: Path, tmp_path: Path) -> Punie:
     base = {name: value for name, value in os.environ.items() if not name.startswith(("PUNIE_", "XDG_", "ANTHROPIC"))}
     places = {f"XDG_{kind.upper()}_HOME": str(tmp_path / kind) for kind in ("config", "state", "cache")}

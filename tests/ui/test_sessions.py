@@ -17,14 +17,6 @@ Punie = Callable[..., subprocess.CompletedProcess[str]]
 
 
 @pytest.fixture
-def project(tmp_path: Path) -> Path:
-    root = tmp_path / "project"
-    root.mkdir()
-    (root / "a.py").write_text("class Greeter:\n    pass\n")
-    return root
-
-
-@pytest.fixture
 def places(tmp_path: Path) -> dict[str, str]:
     base = {name: value for name, value in os.environ.items() if not name.startswith(("PUNIE_", "XDG_", "CI"))}
     base.pop("NO_COLOR", None)

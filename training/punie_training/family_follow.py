@@ -12,14 +12,7 @@ THANKS = ("Thanks!", "Thank you", "thanks", "Great, thanks", "ok thanks", "Perfe
 def follow_up(subject: Subject) -> Iterator[Pair]:
     """Yield pairs of a first and a second question."""
     makers = [_count, _count, _first, _other, _used, _code, _who_inherits, _defined, _thanks]
-    streams = [make(subject) for make in makers]
-    while streams:
-        stream = subject.rng.choice(streams)
-        pair = next(stream, None)
-        if pair is None:
-            streams.remove(stream)
-        else:
-            yield pair
+    yield from subject.dealt(make(subject) for make in makers)
 
 
 def sequence(subject: Subject) -> Iterator[Pair]:
@@ -44,14 +37,8 @@ def sequence(subject: Subject) -> Iterator[Pair]:
 def _lists(subject: Subject) -> Iterator[Turn]:
     """First questions that are answered by a list of places, in turn from three families."""
     families = (family_symbols.subclasses, family_symbols.references, family_search.search)
-    streams = [family(subject) for family in families]
-    while streams:
-        stream = subject.rng.choice(streams)
-        turn = next(stream, None)
-        if turn is None:
-            streams.remove(stream)
-        elif turn.expect.kind == "places":
-            yield turn
+    turns = subject.dealt(family(subject) for family in families)
+    yield from (turn for turn in turns if turn.expect.kind == "places")
 
 
 def _count(subject: Subject) -> Iterator[Pair]:

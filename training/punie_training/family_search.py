@@ -19,13 +19,7 @@ NOTES = ("TODO", "FIXME", "XXX", "NOTE", "HACK")
 def search(subject: Subject) -> Iterator[Turn]:
     """Where a text stands: messages, comments, imports, decorators, notes."""
     streams = [_texts(subject), _texts(subject), _errors(subject), _imports(subject), _notes(subject), _marks(subject)]
-    while streams:
-        stream = subject.rng.choice(streams)
-        turn = next(stream, None)
-        if turn is None:
-            streams.remove(stream)
-        else:
-            yield turn
+    yield from subject.dealt(streams)
 
 
 def _texts(subject: Subject) -> Iterator[Turn]:

@@ -23,6 +23,9 @@ EVERY_LINEAR = (
 )
 
 
+Trace = Literal["real", "placeholder", "none"]
+
+
 class _Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -46,7 +49,7 @@ class Data(_Part):
     """Share of the tool rows whose tools go by other names or are not on offer, so that declarations must be read."""
     twins: int = Field(default=0, ge=0)
     """Pairs of a tool question and a general one on the same topic, drawn before all other rows."""
-    trace: Literal["real", "placeholder", "none"] = "real"
+    trace: Trace = "real"
     """What stands between question and answer: calls with their results, with a text that says nothing, or no call."""
     answers: bool = True
     """Whether tool rows go on to their answer; without, each ends with a result, and nothing shows when to stop."""

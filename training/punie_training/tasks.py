@@ -4,7 +4,7 @@ import hashlib
 import json
 import random
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -148,3 +148,15 @@ class Subject:
     def shuffled(self, items: Sequence[T]) -> list[T]:
         """Return the items in random order."""
         return self.rng.sample(list(items), len(items))
+
+    def dealt(self, streams: Iterable[Iterator[T]]) -> Iterator[T]:
+        """Yield from streams in random order until each is at its end."""
+        left = list(streams)
+        while left:
+            stream = self.rng.choice(left)
+            try:
+                item = next(stream)
+            except StopIteration:
+                left.remove(stream)
+            else:
+                yield item

@@ -7,13 +7,12 @@ end: what to make of a result, and when to stop, is learned from the turn that f
 from collections.abc import Sequence
 from functools import cache
 from itertools import islice
-from typing import Literal
 
 from punie import wire
+from punie_training.recipe import Trace
 from punie_training.rows import Row, Turn
 from punie_training.sources import direct
 
-Trace = Literal["real", "placeholder", "none"]
 PLACEHOLDER = "[Tool execution completed]"
 """What stood in place of every result in the seed's second phase."""
 

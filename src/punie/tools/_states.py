@@ -48,17 +48,11 @@ def oid_of(data: bytes) -> str:
     return hashlib.sha256(b"blob %d\0" % len(data) + data).hexdigest()
 
 
-def state_at(root: Path, path: bytes) -> State:
-    """What stands at a path without links or `..` in it, from the root. OSError if it is none of the four kinds."""
-    return _read(root, path)[0]
-
-
 def content_at(root: Path, path: bytes) -> tuple[State, bytes]:
-    """The state with its content: bytes of a file, target of a link, nothing for the rest."""
-    return _read(root, path)
+    """What stands at a path without links or `..` in it: its state, and the bytes of a file or the target of a link.
 
-
-def _read(root: Path, path: bytes) -> tuple[State, bytes]:
+    OSError if it is none of the four kinds.
+    """
     try:
         with _parent(root, path) as place:
             return _here(place)
