@@ -58,11 +58,11 @@ FAMILIES: tuple[Family, ...] = (
         (_S.no_subclasses, _S.no_definition, _S.no_references, _S.no_code, _F.no_file, _T.no_match, _T.no_import),
     ),
     Family("command", 0.04, (_C.command, _C.known_command), changes=True),
-    Family("edit", 0.1, (_C.edit,), changes=True),
+    Family("edit", 0.12, (_C.edit,), changes=True),
     Family("write", 0.04, (_C.write,), changes=True),
-    Family("twin", 0.1, (family_twins.twins,)),
+    Family("twin", 0.14, (family_twins.twins,)),
     Family("followup", 0.1, pairs=family_follow.follow_up),
-    Family("sequence", 0.2, changes=True, pairs=family_follow.sequence),
+    Family("sequence", 0.4, changes=True, pairs=family_follow.sequence),
 )
 
 

@@ -5,11 +5,15 @@ What is kept has the form of a real run by construction, and an answer that the 
 
 import json
 import random
+import shutil
+import sys
+import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from pydantic_ai import Agent
 from pydantic_ai.exceptions import AgentRunError
@@ -250,6 +254,54 @@ def studios(split: corpora.Split, *, cache_dir: Path) -> tuple[Studio, ...]:
     return tuple(Studio(p.name, homes[p.name]) for p in projects if p.split == split)
 
 
+@contextmanager
+def renamed(opened: Sequence[Studio], *, seed: int) -> Iterator[tuple[Studio, ...]]:
+    """Give each project once more, its directories and half of its modules under names that nobody has read before.
+
+    Few projects have few paths, which a model knows by heart before it has learnt to copy one.
+    """
+    with tempfile.TemporaryDirectory() as directory:
+        home = Path(directory).resolve()
+        yield tuple(
+            Studio(s.project, _renamed_copy(s.root, home / s.root.name, random.Random(f"{seed} {s.project}")))
+            for s in opened
+        )
+
+
+def _renamed_copy(root: Path, target: Path, rng: random.Random) -> Path:
+    names: dict[str, str] = {}
+    for path in sorted(root.rglob("*")):
+        within = path.relative_to(root)
+        if path.is_symlink() or not path.is_file() or any(part.startswith(".") for part in within.parts):
+            continue
+        parts = [names.setdefault(part, _new_name(rng, part)) for part in within.parts]
+        new = target.joinpath(*parts)
+        new.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, new)
+    return target
+
+
+def _new_name(rng: random.Random, name: str) -> str:
+    """Another name for a directory or a module; files that tools know by name keep theirs."""
+    pure = PurePosixPath(name)
+    if pure.suffix not in {"", ".py"} or name.startswith("__") or not name.islower() or rng.random() < 0.3:
+        return name
+    words = [rng.choice(NAME_PARTS) if rng.random() < 0.4 else _syllables(rng) for _ in range(rng.choice((1, 1, 2)))]
+    new = rng.choice(("", "", "_")).join(words)
+    return name if new in sys.stdlib_module_names else new + pure.suffix  # commands run python here
+
+
+def _syllables(rng: random.Random) -> str:
+    parts = [
+        rng.choice("bcdfghjklmnprstvwxz") + rng.choice(("a", "e", "i", "o", "u", "er", "an", "ist", "ul")) for _ in "xx"
+    ]
+    return (
+        rng.choice(("", "a", "in", "ap", "mar", "st"))
+        + "".join(parts)
+        + rng.choice(("", "s", "x", "ly", "er", "ow", "kit"))
+    )
+
+
 def subjects(
     opened: Sequence[Studio], *, split: corpora.Split, seed: int, held_out: bool = False
 ) -> tuple[Subject, ...]:
@@ -348,7 +400,9 @@ def write_rows(rows: Iterable[Row], path: Path) -> int:
 
 async def build(out: Path, *, cache_dir: Path, wanted: int = 3200, seed: int = 0) -> Mapping[str, object]:
     """Write `train.jsonl` and its data card (`card.json`, and `card.md` for people); returns the card."""
-    crop = await harvest(studios("train", cache_dir=cache_dir), wanted=wanted, seed=seed)
+    opened = studios("train", cache_dir=cache_dir)
+    with renamed(opened, seed=seed) as again:
+        crop = await harvest((*opened, *again), wanted=wanted, seed=seed)
     plain = list(direct_rows("train"))
     made = [*crop.rows, *plain, *mixtures(crop.rows, plain, count=wanted // 30, seed=seed)]
     sieve = Sieve()
