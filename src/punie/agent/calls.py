@@ -66,6 +66,13 @@ def settled(call: ToolCallPart, known: Tools, *, cut_off: bool) -> ToolCallPart:
     return replace(call, tool_name=name, args=arguments, provider_details=details)
 
 
+def with_arguments(call: ToolCallPart, others: Mapping[str, str], *, why: str) -> ToolCallPart:
+    """The call with other values of some arguments, marked as repaired."""
+    details = {**(call.provider_details or {}), REPAIRED: ", ".join(p for p in (detail(call, REPAIRED), why) if p)}
+    arguments = json.dumps({**call.args_as_dict(), **others}, ensure_ascii=False)
+    return replace(call, args=arguments, provider_details=details)
+
+
 def _refusal(name: str, arguments: str | dict[str, Any] | None, repaired: str, *, cut_off: bool) -> str:
     if cut_off:
         return CUT_OFF

@@ -54,7 +54,7 @@ def create_agent(
         toolsets=[Recorded(tools.toolset(config.tools)).approval_required(gate.needs_approval)],
         capabilities=[
             HandleDeferredToolCalls(gate.decide),
-            ReplyGuard(asks_again=not compact),
+            ReplyGuard(small=compact),
             ToolGuard(config.limits),
             Shrinking(),
         ],

@@ -3,6 +3,8 @@
 They hold for every backend and however the agent is run, headless or not.
 """
 
+import asyncio
+import os
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -27,7 +29,7 @@ from pydantic_ai.models import ModelRequestContext
 from pydantic_ai.tools import ToolDefinition
 
 from punie import tools, wire
-from punie.agent import calls, citations
+from punie.agent import _copying, calls, citations
 from punie.agent.limits import CUT, NOTE_AT, REFUSED, LoopWatch, cut_repetition, note
 from punie.backends._notices import tell
 from punie.config import Limits
@@ -41,14 +43,14 @@ Context = RunContext[Workspace]
 class ReplyGuard(AbstractCapability[Workspace]):
     """Makes real calls of calls written as text, and lets no empty, repeated or invented answer through."""
 
-    asks_again: bool = True
-    """Whether a model is asked once more about places it made up; a small one only gets worse at it."""
+    small: bool = False
+    """A small model is not asked again about places it made up, which gets worse; its slips in copying are mended."""
     _asked: bool = field(default=False, init=False)
 
     async def for_run(self, ctx: Context) -> "ReplyGuard":
         """A fresh guard for each run: it asks again once a run."""
         del ctx
-        return ReplyGuard(asks_again=self.asks_again)
+        return ReplyGuard(small=self.small)
 
     async def after_model_request(
         self, ctx: Context, *, request_context: ModelRequestContext, response: ModelResponse
@@ -56,15 +58,14 @@ class ReplyGuard(AbstractCapability[Workspace]):
         """Check a whole reply. Raises ModelRetry when the model has to write it again."""
         known = {tool.name: tool for tool in request_context.model_request_parameters.function_tools}
         if response.tool_calls:
-            return _with_settled_calls(response, known, earlier=ctx.messages)
+            return await self._settled(ctx, response, known)
         if (response.provider_details or {}).get("cut_call"):
             raise ModelRetry(calls.CALL_CUT_OFF)
         response = _with_thinking_apart(response)
         text = calls.text_of(response)
         reply = wire.parse(text, names=calls.parameters_of(known))
         if reply.calls:
-            made = _with_text_as(response, calls.parts_of(reply))
-            return _with_settled_calls(made, known, earlier=ctx.messages)
+            return await self._settled(ctx, _with_text_as(response, calls.parts_of(reply)), known)
         if reply.broken:
             cut_off = response.finish_reason == "length"
             raise ModelRetry(calls.CALL_CUT_OFF if cut_off else calls.unreadable(reply.broken, known))
@@ -72,12 +73,16 @@ class ReplyGuard(AbstractCapability[Workspace]):
             return _with_text_as(response, [])
         return self._checked(ctx, response, reply.text)
 
+    async def _settled(self, ctx: Context, response: ModelResponse, known: calls.Tools) -> ModelResponse:
+        copied = await asyncio.to_thread(_as_asked, ctx, response) if self.small else response
+        return _with_settled_calls(copied, known, earlier=ctx.messages)
+
     def _checked(self, ctx: Context, response: ModelResponse, text: str) -> ModelResponse:
         kept, repeats = _without_repetition(response, text)
         known = citations.shown(_shown_texts(ctx.messages))
         mended = citations.mend_case(kept, known)
         invented = citations.unverified(mended, known)
-        if invented and self.asks_again and not self._asked and not repeats:
+        if invented and not self.small and not self._asked and not repeats:
             self._asked = True
             raise ModelRetry(_ask_again(invented))
         final = citations.mark(mended, known)
@@ -94,6 +99,24 @@ def _with_thinking_apart(response: ModelResponse) -> ModelResponse:
     if not thought:
         return response
     return _with_text_as(response, [ThinkingPart(thought), *([TextPart(said)] if said else [])])
+
+
+def _as_asked(ctx: Context, response: ModelResponse) -> ModelResponse:
+    """The response with names and paths that were miscopied from the question as the question has them."""
+    question, seen = _question(ctx.messages), _shown_texts(ctx.messages)
+
+    def known(argument: str, value: str) -> bool:
+        if argument != "name":
+            return os.path.lexists(ctx.deps.root / value)
+        return value.rpartition(".")[2] in ctx.deps.index.refresh().by_name
+
+    def mended(part: ModelResponsePart) -> ModelResponsePart:
+        if not isinstance(part, ToolCallPart):
+            return part
+        other = _copying.respelled(part.args, question=question, seen=seen, known=known)
+        return calls.with_arguments(part, other, why="spelt as in the question") if other else part
+
+    return replace(response, parts=[mended(part) for part in response.parts])
 
 
 def _with_settled_calls(
@@ -153,6 +176,12 @@ def _ask_again(invented: Sequence[citations.Place]) -> str:
         f"No tool has shown {named}. Look these places up with a tool before you name them, "
         "or answer again and name only places that a tool has shown."
     )
+
+
+def _question(messages: Sequence[ModelMessage]) -> str:
+    """What the user asked last."""
+    asked = [p for m in messages if isinstance(m, ModelRequest) for p in m.parts if isinstance(p, UserPromptPart)]
+    return str(asked[-1].content) if asked else ""
 
 
 def _shown_texts(messages: Sequence[ModelMessage]) -> list[str]:
