@@ -1,4 +1,4 @@
-"""The recipe of the 7B, on a tiny random model of the same architecture, at 4 bits, on a CPU."""
+"""The recipe of the 7B the whole way, on a tiny random model of the same architecture, at 4 bits, on a CPU."""
 
 import json
 from collections.abc import Sequence
@@ -19,12 +19,15 @@ from punie.cli import main
 from punie.config import AgentConfig
 from punie.tools import Workspace
 from punie.wire import Example, Wire
-from punie_training import _ops, forecast
+from punie_training import _ops, evaluate, examine, forecast
 from punie_training._loss import collate, summed_loss
 from punie_training.adapter import add_lora
 from punie_training.base import load
 from punie_training.examples import declarations, prepare
+from punie_training.generate import Studio
 from punie_training.recipe import Data, Lora, Optim, Recipe, Watch
+from punie_training.suite import Case
+from punie_training.tasks import Expect, Step, Task, Turn
 
 RECIPE = Path(__file__).parents[2] / "training" / "recipes" / "qwen2.5-coder-7b.toml"
 NAME = "qwen2.5-coder-7b"
@@ -113,6 +116,48 @@ def test_both_tokens_end_a_turn(base: Path) -> None:
     found = _mlx_files.directory_files(str(base))
     names = Wire.load(found.tokenizer, template=found.template).tokenizer
     assert {names.id_to_token(token) for token in found.end} == set(entry(NAME).end)
+
+
+def by_heart(directory: Path) -> Path:
+    """The recipe, changed only in how far and how fast it goes: random weights have to learn the words too."""
+    text = RECIPE.read_text()
+    for old, new in (("lr = 1e-4", "lr = 8e-3"), ("epochs = 1", "epochs = 60"), ("scale = 2.0", "scale = 4.0")):
+        assert old in text
+        text = text.replace(old, new)
+    path = directory / "by-heart.toml"
+    path.write_text(text.replace("direct_weight = 0.3", "direct_weight = 1.0"))
+    return path
+
+
+async def test_the_whole_way(base: Path, rows: Path, project: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    recipe, adapter = by_heart(tmp_path), tmp_path / "training" / "runs" / "by-heart" / "adapter"
+    assert main(["train", "run", str(recipe), "--data", str(rows), "--base", str(base)]) == 0
+    assert json.loads((adapter / "adapter_config.json").read_text())["num_layers"] == -1
+    for bits in ("8", "4"):
+        out = ["--out", str(tmp_path / f"fused-{bits}"), "--bits", bits, "--data", str(rows), "--probes", "1"]
+        assert main(["train", "fuse", str(adapter), "--base", str(base), *out]) == 0
+    printed = capsys.readouterr().out
+    survival = {
+        int(line.split()[0]): float(line.split()[1]) for line in printed.splitlines() if line[:4].strip() in "48"
+    }
+    assert survival[4] < survival[8]
+    assert survival[8] > 0.99
+    for spec in (f"mlx:{base}+{adapter}", f"mlx:{tmp_path / 'fused-8'}"):
+        model = examine.build(examine.Plan(spec, "test", tmp_path / "eval", cache_dir=tmp_path), CONFIG)
+        assert isinstance(model, LocalModel)
+        try:
+            outcome = await evaluate.run_case(canary(), model=model, config=CONFIG, studio=Studio("shop", project))
+        finally:
+            model.close()
+        assert (outcome.first_call_right, outcome.valid_calls, outcome.stop_reason) == (True, True, "done"), spec
+        assert outcome.answer.startswith("2 classes inherit from Protocol:")
+        assert "class Priced(Protocol)" in outcome.answer
+
+
+def canary() -> Case:
+    turn = Turn("canary", ASK, (Step("find_subclasses", {"name": "Protocol"}),), "", Expect("words"))
+    return Case("canary", Task("canary", "shop", (turn,)))
 
 
 def test_the_recipe_runs_as_it_is(base: Path, rows: Path, tmp_path: Path, monkeypatch, capsys) -> None:
