@@ -161,3 +161,15 @@ async def test_what_is_not_run_is_counted_by_reason(studio: Studio) -> None:
     await generate._gather(crop, kind, [(studio, iter([*tasks[:1], *tasks[:1]]))], quota=5)
     assert len(crop.rows) == 1
     assert crop.skipped == {"subclasses: asked before": 1}
+
+
+def test_a_renamed_project_has_the_same_code_under_other_paths_for_as_long_as_it_is_open(studio: Studio) -> None:
+    with generate.renamed([studio], seed=3) as (other,):
+        with generate.renamed([studio], seed=3) as (again,):
+            assert again.oracle.files == other.oracle.files
+        assert other.project == studio.project
+        assert len(other.oracle.files) == len(studio.oracle.files)
+        assert set(other.oracle.files) != set(studio.oracle.files)
+        assert {d.qualname for d in other.oracle.definitions} == {d.qualname for d in studio.oracle.definitions}
+        assert [p for p in other.oracle.files if p.endswith("__init__.py")]
+    assert not other.root.exists()

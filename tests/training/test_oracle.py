@@ -75,6 +75,18 @@ def test_references_are_uses_not_definitions(oracle: Oracle) -> None:
     assert oracle.references("Cube") == {"use.py:3"}
 
 
+def test_imports_are_known_from_calls(oracle: Oracle) -> None:
+    assert oracle.imports("LIMIT") == {"use.py:1"}
+    assert oracle.imports("draw") == frozenset()
+
+
+def test_the_top_level_is_what_stands_in_no_class_or_function(tmp_path: Path) -> None:
+    (tmp_path / "m.py").write_text(
+        '"""\nclass of its own\n"""\nif True:\n    def low(): ...\nclass A:\n    def b(self): ...\n'
+    )
+    assert Oracle(tmp_path).top_level("m.py") == {"m.py:5", "m.py:6"}
+
+
 def test_text_matches_are_lines_of_any_file(oracle: Oracle) -> None:
     assert oracle.matches("def (") == {"broken.py:1"}
     assert oracle.matches("class", paths=("use.py",)) == {"use.py:2"}

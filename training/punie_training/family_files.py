@@ -95,6 +95,8 @@ def outline(subject: Subject) -> Iterator[Turn]:
     """What a module defines at its top level."""
     for path in subject.shuffled([p for p in subject.oracle.trees if subject.oracle.lines(p)]):
         found = subject.oracle.matching(re.compile(OUTLINE), paths=(path,))
+        if found != subject.oracle.top_level(path):
+            continue  # definitions below an `if`, or a docstring that reads like one: the search would mislead
         template, question = subject.voice.put("outline", p=path)
         step = Step("search", {"pattern": OUTLINE, "glob": path})
         if len(found) <= MOST_ITEMS and (found or subject.rng.random() < 0.3):

@@ -116,7 +116,8 @@ def references_of(subject: Subject, name: str) -> Turn:
     """Ask for the uses of one name."""
     found = subject.oracle.references(name)
     is_function = name.islower() and all(_is_callable(d) for d in subject.oracle.by_name.get(name, ()))
-    by_kind = "references_function" if is_function and subject.rng.random() < 0.3 else "references"
+    only_calls = is_function and not found & subject.oracle.imports(name)
+    by_kind = "references_function" if only_calls and subject.rng.random() < 0.5 else "references"
     template, question = subject.voice.put(by_kind, n=subject.voice.name(name))
     expect = Expect("places", tuple(sorted(found)))
     return Turn(template, question, find("find_references", name), with_result(refer(len(found), name)), expect, name)

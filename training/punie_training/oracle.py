@@ -136,6 +136,26 @@ class Oracle:
         """`path:line` of each use of a plain name: names, attributes and imports, not the definition."""
         return self._uses.get(name, frozenset())
 
+    @cached_property
+    def _imports(self) -> Mapping[str, frozenset[str]]:
+        found: defaultdict[str, set[str]] = defaultdict(set)
+        for path, tree in self.trees.items():
+            for node in ast.walk(tree):
+                for alias in node.names if isinstance(node, ast.Import | ast.ImportFrom) else ():
+                    for name in (*alias.name.split("."), alias.asname or ""):
+                        found[name].add(f"{path}:{alias.lineno}")
+        return {name: frozenset(places) for name, places in found.items()}
+
+    def imports(self, name: str) -> frozenset[str]:
+        """`path:line` of each import of a plain name."""
+        return self._imports.get(name, frozenset())
+
+    def top_level(self, path: str) -> frozenset[str]:
+        """`path:line` of each class and function of a module that is in no other, below an `if` or not."""
+        return frozenset(
+            d.place for d in self.definitions if d.path == path and d.kind != "constant" and d.qualname == d.name
+        )
+
     def matches(self, text: str, *, paths: tuple[str, ...] | None = None) -> frozenset[str]:
         """`path:line` of each line that holds the literal text."""
         return self.matching(re.compile(re.escape(text)), paths=paths)
