@@ -1,3 +1,4 @@
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,6 +26,7 @@ OTHERS = {
     "data.rows": 20,
     "data.direct_share": 0.5,
     "data.direct_weight": 0.5,
+    "data.sources": {"generated": 3, "direct": 2},
     "data.families": ("count",),
     "data.projects": 1,
     "data.max_tokens": 30,
@@ -227,3 +229,14 @@ def test_learning_rate_rises_then_falls_to_nothing():
     assert rates == sorted(rates[:5]) + sorted(rates[5:], reverse=True)
     assert rates[0] > 0
     assert rates[-1] < 0.02
+
+
+def test_rows_are_taken_by_source_in_the_numbers_wanted():
+    mixed = [row.model_copy(update={"source": "glaive"}) if i % 4 == 1 else row for i, row in enumerate(rows())]
+    chosen = choose(mixed, Data(sources={"glaive": 4, "generated": 7}), seed=3)
+    assert Counter(row.origin for row in chosen) == {"glaive": 4, "generated": 7}
+
+
+def test_an_unknown_source_is_refused_with_those_there_are():
+    with pytest.raises(ConfigError, match=r"No row is from the source glaiv\.\n.*generated \(30\), direct \(10\)"):
+        choose(rows(), Data(sources={"glaiv": 4}), seed=0)

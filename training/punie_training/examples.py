@@ -1,13 +1,15 @@
 """Rows of a data file as token ids: rendered by the same code, with the same tools, as when the model is served."""
 
 import random
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 
 from punie import wire
 from punie.backends import _gguf, _weights
+from punie.errors import ConfigError
 from punie_training.masking import masked
 from punie_training.recipe import Data, Recipe
 from punie_training.rows import Row, declarations, read
@@ -70,7 +72,7 @@ def choose(rows: Sequence[Row], data: Data, *, seed: int) -> tuple[Row, ...]:
 
 
 def _drawn(rows: Sequence[Row], data: Data, *, seed: int) -> tuple[Row, ...]:
-    shuffled = random.Random(seed).sample(list(rows), len(rows))
+    shuffled = _of_sources(random.Random(seed).sample(list(rows), len(rows)), data.sources)
     direct = [row for row in shuffled if not row.project]
     asked = [row for row in shuffled if row.project and (not data.families or row.family in data.families)]
     if data.projects is not None:
@@ -86,6 +88,19 @@ def _drawn(rows: Sequence[Row], data: Data, *, seed: int) -> tuple[Row, ...]:
     total = min(data.rows, *_possible(len(asked), len(direct), share=data.direct_share))
     plain = round(total * data.direct_share)
     return (*asked[: total - plain], *direct[:plain])
+
+
+def _of_sources(rows: Sequence[Row], wanted: Mapping[str, int]) -> Sequence[Row]:
+    """The first rows of each source wanted. Raises ConfigError for a source that no row is from."""
+    if not wanted:
+        return rows
+    known = Counter(row.origin for row in rows)
+    for name in wanted:
+        if name not in known:
+            there = ", ".join(f"{source} ({count})" for source, count in known.most_common())
+            raise ConfigError(f"No row is from the source {name}.", f"The data file has {there}.")
+    taken = {row.id for name, most in wanted.items() for row in islice((r for r in rows if r.origin == name), most)}
+    return [row for row in rows if row.id in taken]
 
 
 def _ahead(first: Sequence[Row], rows: Sequence[Row]) -> list[Row]:

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Literal, Self
@@ -39,6 +39,9 @@ class Data(_Part):
     """Share of rows answered without a tool; None takes them as they come."""
     direct_weight: float = Field(default=1.0, gt=0, le=1)
     """What a token of an answer without a tool counts in the loss: its gradients are larger and drown the calls."""
+    sources: Mapping[str, Annotated[int, Field(gt=0)]] = Field(default_factory=dict[str, int])
+    """At most so many rows of each of these sources: `generated`, `direct`, the stem of an imported file,
+    `teacher:MODEL`; none named takes all there are."""
     families: tuple[str, ...] = ()
     """Only these families of tool questions; none named means all."""
     projects: int | None = Field(default=None, gt=0)
@@ -61,7 +64,7 @@ class Data(_Part):
         return self
 
 
-_LATER = frozenset({"mask_share", "twins", "trace", "answers"})
+_LATER = frozenset({"sources", "mask_share", "twins", "trace", "answers"})
 """Keys of `Data` that came later: not hashed at their defaults, so that runs from before can be continued."""
 
 

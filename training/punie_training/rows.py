@@ -79,6 +79,8 @@ class Row(BaseModel):
     messages: tuple[Turn, ...]
     tools: tuple[Declaration, ...] | None = None
     """The tools on offer in this conversation; None means Punie's own."""
+    source: str = ""
+    """The set it was imported from, or the teacher that gave it; none for what `punie train data build` makes."""
 
     @model_validator(mode="after")
     def _can_be_encoded(self) -> Self:
@@ -87,6 +89,11 @@ class Row(BaseModel):
         texts = (*(turn.plain().text for turn in self.messages), json.dumps(declared, ensure_ascii=False))
         "".join(texts).encode("utf-8")
         return self
+
+    @property
+    def origin(self) -> str:
+        """The name of its source as a recipe gives it."""
+        return self.source or ("generated" if self.project else "direct")
 
     def offered(self) -> tuple[dict[str, Any], ...]:
         """The tools as the chat template gets them."""

@@ -168,6 +168,7 @@ def _row(talk: Talk, name: str, wanted: Wanted) -> dict[str, object]:
         "family": "imported" if has_calls else "direct",
         "project": name if has_calls else "",
         "template": f"imported/{name}",
+        "source": name,
         "question": questions[-1],
         "messages": plain,
         "expect": None,
