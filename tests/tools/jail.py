@@ -146,7 +146,7 @@ class Jail(Commands):
     """
 
     def __init__(self, kind: str, uid: int) -> None:
-        self.base = Path(tempfile.mkdtemp(prefix="punie-jail-", dir=_open_place()))
+        self.base = Path(tempfile.mkdtemp(prefix="punie-jail-", dir=open_place()))
         root, self.outside, home, state = (self.base / name for name in ("work", "outside", "home", "state"))
         for path in (root, self.outside, home / ".ssh", state / "sessions"):
             path.mkdir(parents=True)
@@ -204,7 +204,7 @@ def _as_user(uid: int) -> list[str]:
     return [*shell, str(python), str(closed[-1]), *user]
 
 
-def _open_place() -> Path:
+def open_place() -> Path:
     """A directory outside /tmp that everybody can look into and this process can write to."""
     candidates = [Path("/opt"), Path("/srv"), Path("/var/lib"), Path(__file__).parents[2], Path.home()]
     for path in candidates:

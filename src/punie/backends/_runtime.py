@@ -73,6 +73,8 @@ class Runtime:
         self._is_told = False
         self._running: set[Generation] = set()
         self._closed = False
+        self._closing = threading.Event()
+        """Ends what is read ahead: leaving must not wait for it."""
         # What is in the engine's cache; only the worker touches this.
         self._conversation = ""
         self._kept_tokens = 0
@@ -105,7 +107,7 @@ class Runtime:
 
         def read(done: "Future[Loaded]") -> None:
             if done.exception() is None:  # a failed load is for the request to tell
-                self._worker.submit(lambda: _read_ahead(done.result(), job(done.result())))
+                self._worker.submit(lambda: _read_ahead(done.result(), job(done.result()), cancelled=self._closing))
 
         self.begin().add_done_callback(read)
 
@@ -147,6 +149,7 @@ class Runtime:
 
     def close(self) -> None:
         """Cancel what runs, free the weights, end the thread. Nothing can be asked afterwards."""
+        self._closing.set()
         for generation in tuple(self._running):
             generation.cancelled.set()
         with self._lock:
@@ -162,12 +165,12 @@ class Runtime:
             loading.result().engine.close()
 
 
-def _read_ahead(loaded: Loaded, job: Job) -> None:
+def _read_ahead(loaded: Loaded, job: Job, *, cancelled: threading.Event) -> None:
     """The beginning from disk, or read and then kept."""
     prefixes = loaded.prefixes if len(job.prompt) >= LONG_BEGINNING else None
     if prefixes is not None and prefixes.restore(loaded.engine, job.conversation):
         return
-    if _drain(loaded.engine, job) and prefixes is not None:
+    if _drain(loaded.engine, job, cancelled=cancelled) and prefixes is not None:
         prefixes.save(loaded.engine, job.conversation, tokens=len(job.prompt))
 
 
@@ -186,13 +189,13 @@ def _start(engine: Engine, job: Job, *, cancelled: threading.Event) -> Iterable[
     )
 
 
-def _drain(engine: Engine, job: Job) -> bool:
+def _drain(engine: Engine, job: Job, *, cancelled: threading.Event) -> bool:
     try:
-        for _ in _start(engine, job, cancelled=threading.Event()):
+        for _ in _start(engine, job, cancelled=cancelled):
             pass
     except ModelError:
         return False  # reading ahead only saves time; the request itself will say what is wrong
-    return True
+    return not cancelled.is_set()
 
 
 def begin(
