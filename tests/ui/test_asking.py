@@ -69,11 +69,11 @@ async def test_everything_that_matters_is_shown_whole():
         warning="`rm` deletes files: 3 files\u200b.",
     )
     text, decision = await shown(request, "n keep\r")
-    assert "env bash -c 'rm \\u202ex'" in text
+    assert "env bash -c 'rm <U+202E>x'" in text
     assert "Careful: 1 invisible or control characters are spelled out." in text
-    assert "runs: rm \\u202ex" in text
+    assert "runs: rm <U+202E>x" in text
     assert "Asked because: `env` runs other commands" in text
-    assert "Careful: `rm` deletes files: 3 files\\u200b." in text
+    assert "Careful: `rm` deletes files: 3 files<U+200B>." in text
     assert decision == deny("keep")
 
 

@@ -275,7 +275,7 @@ def test_a_command_is_shown_whole_with_hidden_characters_spelled_out(start: Star
     terminal.enter("run it")
     shown = terminal.wait("Allow this? [")
     joined = "".join(shown.split())
-    assert "".join(command.replace("\x1b", "\\x1b").replace("\u202e", "\\u202e").split()) in joined
+    assert "".join(command.replace("\x1b", "␛").replace("\u202e", "<U+202E>").split()) in joined
     assert "2 invisible or control characters" in shown
     terminal.enter("n")
     terminal.wait("denied", "tokens in")

@@ -1,37 +1,24 @@
 """The shape of tool results: a header line, bounded item lines, and a last line that says what was left out."""
 
 import difflib
-import re
 from collections.abc import Iterable, Sequence
+
+from punie import controls
 
 MAX_ITEMS = 200
 MAX_BYTES = 20_000
 MAX_TEXT = 160
 
-_CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028\u2029]")
-# Every kind of terminal sequence: CSI; the strings OSC, DCS, SOS, PM and APC, cut at a line end; the rest.
-_SEQUENCES = re.compile(
-    r"(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]?"
-    r"|(?:\x1b[\]PX^_]|[\x90\x98\x9d\x9e\x9f])[^\x07\x1b\x9c\n]*(?:\x07|\x1b\\|\x9c)?"
-    r"|\x1b[ -/]*[0-~]?"
-)
-_UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
-
 
 def strip_controls(text: str) -> str:
-    """Terminal output as plain lines: no control sequences, each overwritten state of a line on its own line."""
-    plain = _SEQUENCES.sub("", text).replace("\r\n", "\n").replace("\r", "\n")
-    return _UNPRINTABLE.sub("", plain)
+    """Text without control sequences and invisible characters, each overwritten state of a line on its own line."""
+    return controls.clean(text)
 
 
 def clip(text: str, *, limit: int = MAX_TEXT) -> str:
-    """One line of at most `limit` characters, with control characters made visible."""
-    shown = _CONTROL.sub(_escape, printable(text[: limit + 1]))
+    """One line of at most `limit` characters, with control and invisible characters made visible."""
+    shown = controls.marked(printable(text[: limit + 1]))
     return shown if len(shown) <= limit else f"{shown[: limit - 3]}..."
-
-
-def _escape(match: re.Match[str]) -> str:
-    return match[0].encode("unicode_escape").decode("ascii")
 
 
 def printable(text: str) -> str:

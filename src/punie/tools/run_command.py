@@ -2,7 +2,8 @@
 
 from pydantic_ai import ModelRetry, RunContext
 
-from punie.tools._output import MAX_BYTES, MAX_ITEMS, clip, counted, fitting, printable, strip_controls
+from punie.controls import plain
+from punie.tools._output import MAX_BYTES, MAX_ITEMS, clip, counted, fitting, printable
 from punie.tools._process import MAX_OUTPUT_BYTES, Outcome, run
 from punie.tools._sandbox import MAX_PROCESSES
 from punie.tools._workspace import Workspace
@@ -66,7 +67,7 @@ def _lines(outcome: Outcome) -> list[str]:
 
 
 def _split(data: bytes) -> list[str]:
-    lines = strip_controls(data.decode("utf-8", errors="replace")).split("\n")
+    lines = plain(data.decode("utf-8", errors="replace")).split("\n")
     lines = lines[:-1] if lines[-1] == "" else lines
     return [clip(line, limit=MAX_LINE) for line in lines]
 
