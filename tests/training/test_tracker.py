@@ -329,6 +329,37 @@ def test_a_row_is_trained_again_and_found_to_be_the_same(kept: Path, capsys: pyt
     assert "one is what was kept." in capsys.readouterr().out
 
 
+def climbed(home: Path, *options: str) -> int:
+    return cli.main(["ladder", "--home", str(home), "--data", str(home / "rows.jsonl"), *options])
+
+
+def test_rows_without_a_record_are_made_and_kept_and_not_made_twice(
+    home: Path, examined: list[Outcome], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert climbed(home, "one", "one-seed1", "seen") == 0
+    assert {path.name for path in (home / "results").iterdir() if path.is_dir()} == {"one", "one-seed1", "seen"}
+    assert results.load(home / "results" / "one-seed1").training.seed == 1
+    assert "A few rows." in (home / "TRACKER.md").read_text()
+    state = home / "runs" / "one" / "state.safetensors"
+    made = state.stat().st_mtime_ns
+    examined.clear()
+    assert climbed(home, "one") == 0
+    assert state.stat().st_mtime_ns == made
+    assert "one: kept already" in capsys.readouterr().out
+
+
+def test_the_rows_that_are_missing_are_named(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    add(home, "one", evaluated(home, "e", evaluations.run(definition=4)))
+    capsys.readouterr()
+    assert climbed(home, "--list") == 0
+    assert capsys.readouterr().out.split() == ["base", "two", "seen"]
+
+
+def test_a_row_beside_one_that_was_not_trained_here_is_refused(home: Path) -> None:
+    with pytest.raises(UsageError, match="seen is about the adapter of one"):
+        climbed(home, "seen")
+
+
 def test_an_adapter_may_be_given(kept: Path) -> None:
     assert again(kept, "--adapter", str(kept / "run0" / "adapter")) == 0
     assert not (kept / "again" / "run").exists()

@@ -35,12 +35,17 @@ def add(commands: "_SubParsersAction[argparse.ArgumentParser]") -> None:
     again = commands.add_parser("verify", help="make a row of the tracker again and compare")
     again.add_argument("row", help="a kept record; ROW-seedN for another seed")
     again.add_argument("--adapter", type=Path, help="take this adapter in place of training one")
-    again.add_argument("--data", type=Path, default=HOME / "data" / "train.jsonl", help="the rows to train on")
     again.add_argument("--out", type=Path, help="where it is made; default: training/runs/verify-ROW")
-    again.add_argument("--scale", type=float, default=1.0, help="as for `punie train eval`")
-    again.add_argument("--concepts", type=int, default=70, help="as for `punie train eval`")
     again.set_defaults(command=_verify)
-    for parser in (tracker, again):
+    ladder = commands.add_parser("ladder", help="train, evaluate and keep the rows of the tracker that have no record")
+    ladder.add_argument("rows", nargs="*", metavar="ROW", help="these alone; ROW-seedN for another seed")
+    ladder.add_argument("--list", action="store_true", help="name the rows that are missing and stop")
+    ladder.set_defaults(command=_ladder)
+    for parser in (again, ladder):
+        parser.add_argument("--data", type=Path, default=HOME / "data" / "train.jsonl", help="the rows to train on")
+        parser.add_argument("--scale", type=float, default=1.0, help="as for `punie train eval`")
+        parser.add_argument("--concepts", type=int, default=70, help="as for `punie train eval`")
+    for parser in (tracker, again, ladder):
         parser.add_argument("--home", type=Path, default=HOME, help="directory of tracker.toml, recipes and results")
 
 
@@ -81,6 +86,23 @@ def _add(declared: "Declared", options: argparse.Namespace) -> None:
         results=options.home / "results",
     )
     _say(f"kept {kept.name}: {kept.report.n} cases, adapter {kept.report.identity.get('adapter', '?')}")
+
+
+def _ladder(options: argparse.Namespace) -> int:
+    from punie_training.ladder import Ladder
+    from punie_training.tracker import Declared
+
+    declared = Declared.load(options.home / "tracker.toml")
+    ladder = Ladder(
+        declared, options.home, options.data, options.cache_dir, _say, scale=options.scale, concepts=options.concepts
+    )
+    if options.list:
+        _say("\n".join(ladder.missing()) or "Every row has its record.")
+        return 0
+    for kept in ladder.climb(options.rows or ladder.missing()):
+        write(declared, options.home)
+        _say(f"kept {kept.name}: {kept.report.n} cases, adapter {kept.report.identity.get('adapter', '?')}")
+    return 0
 
 
 def _adapter_of(row: "Row", home: Path) -> str | None:
