@@ -11,6 +11,7 @@
     │   ├── ContextTooLong     1   the conversation does not fit the model's context window
     │   └── NetworkRefused     1   a server could not be reached, or the network is switched off
     ├── ToolCrashed            1   a tool failed in a way that is Punie's own mistake
+    ├── McpError               1   an MCP server could not be started or used
     ├── SessionError           1   a conversation could not be stored, found or read
     ├── PermissionNeeded       3   a tool needed a permission and nobody could give it
     ├── LimitReached           4   turns, tool calls or tokens ran out
@@ -87,6 +88,10 @@ class NetworkRefused(ModelError):
 
 class ToolCrashed(PunieError):
     """A tool failed in a way that is Punie's own mistake."""
+
+
+class McpError(PunieError):
+    """An MCP server could not be started or used."""
 
 
 class SessionError(PunieError):
