@@ -16,6 +16,7 @@ from typing import Literal, cast
 
 from punie.agent._database import Database, private_directory
 from punie.agent._snapshots import NeverCovered, NotCovered, ShadowGit, Snapshot
+from punie.tools._paths import held
 from punie.tools._states import ABSENT, Conflict, State, content_at, oid_of, put
 
 COMMANDS_NOTE = "Commands ran: what they did to ignored files, to .git and outside the directory is not taken back."
@@ -168,14 +169,15 @@ class Undo:
 
     def _put(self, path: bytes, *, expected: State, wanted: State) -> bool:
         """Whether anything had to be done."""
-        now, data = content_at(self.root, path)
-        if now.matches(wanted):
-            return False
-        if not now.matches(expected):
-            raise Conflict("it is gone" if now.mode is None else "it was changed since, and is left as it is")
-        if now.oid:
-            self._store(data)
-        put(self.root, path, expected=now, wanted=wanted, content=lambda: self._content(wanted.oid))
+        with held(self.root) as tree:
+            now, data = content_at(tree, path)
+            if now.matches(wanted):
+                return False
+            if not now.matches(expected):
+                raise Conflict("it is gone" if now.mode is None else "it was changed since, and is left as it is")
+            if now.oid:
+                self._store(data)
+            put(tree, path, expected=now, wanted=wanted, content=lambda: self._content(wanted.oid))
         return True
 
     def _changes_of(self, turn: int) -> Iterator[_Change]:

@@ -3,33 +3,45 @@
 import difflib
 import os
 import re
-import secrets
-import stat
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import takewhile
 
 from pydantic_ai import ModelRetry
 
-from punie.tools._files import MAX_TEXT_BYTES, Answer, is_binary, lines_of, load, outside
+from punie.tools._beneath import READ, open_beneath
+from punie.tools._files import (
+    MAX_TEXT_BYTES,
+    Answer,
+    decode,
+    encoding_of,
+    is_binary,
+    lines_of,
+    load,
+    outside,
+    plain_ends,
+)
 from punie.tools._output import clip, nearest, printable
 from punie.tools._paths import (
     Content,
     Located,
-    NotRegularFileError,
     OutsideWorkspaceError,
-    located,
-    missing_directories,
+    bytes_of,
+    plain_name,
     read_located,
-    relative_path,
+    regular,
 )
+from punie.tools._replace import ChangedError, temporary
 from punie.tools._workspace import Workspace, digest
 
 MAX_QUOTED = 5
 MAX_COMPARED_LINES = 20_000
 _NUMBERED = re.compile(r"\s*\d+\t")
+_LINE_END = re.compile(r"\r\n|\n|\r")
+# On Windows' file systems the second is another name of the first.
+_REPOSITORY = {".git", "git~1"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,52 +55,62 @@ class Change:
     @property
     def diff(self) -> list[str]:
         """Unified diff lines, without the two file names."""
-        before, after = lines_of(_shown(self.before or b"")), lines_of(_shown(self.after))
+        before, after = lines_of(decode(self.before or b"")[0]), lines_of(decode(self.after)[0])
         return [clip(line, limit=500) for line in difflib.unified_diff(before, after, lineterm="", n=2)][2:]
 
 
-def _shown(data: bytes) -> str:
-    return data.decode("utf-8", errors="replace")
+def plan_edit(workspace: Workspace, path: str, *, old: str, new: str, limit: int = MAX_TEXT_BYTES) -> Change | Answer:
+    """The change that replaces the one place where `old` stands. ModelRetry says why there is none.
 
-
-def plan_edit(workspace: Workspace, path: str, *, old: str, new: str) -> Change | Answer:
-    """The change that replaces the one place where `old` stands. ModelRetry says why there is none."""
-    content = load(workspace, path)
+    Line ends in `old` match every kind of line end, and those in `new` become the kind in use at that place.
+    """
+    content = load(workspace, path, limit=limit)
     if isinstance(content, Answer):
         return content
-    _refuse_unfit(workspace, content)
-    after = _replaced(_text(content), old.replace("\r\n", "\n"), new.replace("\r\n", "\n"), path=content.relative)
-    return Change(content.relative, content.data, _encoded(after))
+    _refuse_unfit(workspace, content, limit=limit)
+    text = _text(content)
+    piece = _piece(text, plain_ends(old), new.replace("\r\n", "\n"), path=content.relative)
+    return Change(content.relative, content.data, _with(content.data, text, piece))
 
 
 def plan_write(workspace: Workspace, path: str, content: str) -> Change | Answer:
-    """The change that makes `content` the whole file. An existing file must have been read before."""
+    """The change that makes `content` the whole file, in the encoding and with the line ends that the file has.
+
+    An existing file must have been read before.
+    """
     existing = load(workspace, path)
     if isinstance(existing, Answer):
-        return Change(_target(workspace, path), None, _encoded(content)) if existing.missing else existing
-    _refuse_unfit(workspace, existing)
+        return _created(workspace, path, content) if existing.missing else existing
+    _refuse_unfit(workspace, existing, limit=MAX_TEXT_BYTES)
     if existing.relative not in workspace.seen:
         raise ModelRetry(f"{printable(existing.relative)} exists. Read it with read_file before writing over it.")
-    return Change(existing.relative, existing.data, _encoded(content))
+    encoding, mark = encoding_of(existing.data)
+    if _has_only_pairs(_text(existing)) and "\r" not in content:
+        content = content.replace("\n", "\r\n")
+    return Change(existing.relative, existing.data, mark + _encoded(content, encoding))
 
 
-def _target(workspace: Workspace, path: str) -> str:
-    """Where a new file would lie; its directories may be missing too, so only those that exist are followed."""
+def _created(workspace: Workspace, path: str, content: str) -> Change | Answer:
+    """The change that makes a file; its directories may be missing too."""
     try:
-        with located(workspace.root, path) as place:
-            relative = place.relative
-    except (FileNotFoundError, NotADirectoryError):
-        relative = os.path.normpath(relative_path(workspace.root, path))
+        relative = workspace.tree.resolve(path)
+    except NotADirectoryError as error:
+        return _unwritten(path, error)
     _refuse_repository(relative)
-    return relative
+    return Change(relative, None, _encoded(content, "utf-8"))
 
 
-def _refuse_unfit(workspace: Workspace, content: Content) -> None:
+def _has_only_pairs(text: str) -> bool:
+    """Whether all line ends of a text are those of Windows, and there are some."""
+    return "\r\n" in text and text.count("\r\n") == text.count("\n") == text.count("\r")
+
+
+def _refuse_unfit(workspace: Workspace, content: Content, *, limit: int) -> None:
     """ModelRetry if the file cannot be changed as text, or is not what was read."""
     shown = printable(content.relative)
     _refuse_repository(content.relative)
     if not content.whole:
-        raise ModelRetry(f"{shown} is over {MAX_TEXT_BYTES // 1_000_000} MB, too large to change. Use run_command.")
+        raise ModelRetry(f"{shown} is over {limit // 1_000_000} MB, too large to change. Use run_command.")
     if is_binary(content.data):
         raise ModelRetry(f"{shown} is a binary file. Use run_command to change it.")
     if workspace.seen.get(content.relative, digest(content.data)) != digest(content.data):
@@ -96,27 +118,47 @@ def _refuse_unfit(workspace: Workspace, content: Content) -> None:
 
 
 def _text(content: Content) -> str:
-    try:
-        return content.data.decode("utf-8")
-    except UnicodeDecodeError:
-        shown = printable(content.relative)
-        raise ModelRetry(f"{shown} is not UTF-8 and cannot be edited without damage. Use run_command.") from None
+    """All of the text after the mark; encoded again it is the same bytes."""
+    text, readable = decode(content.data)
+    if readable:
+        return text
+    encoding = encoding_of(content.data)[0]
+    name = "UTF-8" if encoding == "utf-8" else f"valid {encoding[:6].upper()}"
+    shown = printable(content.relative)
+    raise ModelRetry(f"{shown} is not {name} and cannot be edited without damage. Use run_command.")
 
 
-def _encoded(text: str) -> bytes:
+def _encoded(text: str, encoding: str) -> bytes:
     try:
-        return text.encode("utf-8")
+        return text.encode(encoding)
     except UnicodeEncodeError:
         raise ModelRetry("The text holds characters that UTF-8 cannot write. Leave them out.") from None
 
 
-def _replaced(text: str, old: str, new: str, *, path: str) -> str:
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    """A piece of a text, and what shall stand there."""
+
+    start: int
+    end: int
+    written: str
+
+
+def _with(data: bytes, text: str, piece: _Piece) -> bytes:
+    """The bytes with a piece of their text replaced; the others are those that were there."""
+    encoding, mark = encoding_of(data)
+    start = len(mark) + len(text[: piece.start].encode(encoding))
+    end = start + len(text[piece.start : piece.end].encode(encoding))
+    return data[:start] + _encoded(piece.written, encoding) + data[end:]
+
+
+def _piece(text: str, old: str, new: str, *, path: str) -> _Piece:
     if not old:
         raise ModelRetry("old is empty. Give the exact text to replace, or use write_file for a new file.")
     if old == new:
         raise ModelRetry("old and new are the same. Give the text that shall stand there instead.")
     path = printable(path)
-    view = text.replace("\r\n", "\n")
+    view = plain_ends(text)
     places = _places(view, old)
     if not places:
         raise ModelRetry(_not_found(view, old, path=path))
@@ -138,7 +180,7 @@ def _places(text: str, wanted: str) -> list[int]:
     return places
 
 
-def _spliced(text: str, old: str, new: str, *, at: int) -> str:
+def _spliced(text: str, old: str, new: str, *, at: int) -> _Piece:
     """Put `new` for `old`, which starts at `at` in the view of `text` with plain newlines.
 
     Only what differs between the two is touched, so lines that stay keep their own line ends.
@@ -149,16 +191,18 @@ def _spliced(text: str, old: str, new: str, *, at: int) -> str:
     # In `text` each of these newlines is two characters long.
     pairs = [match.start() - number for number, match in enumerate(re.finditer("\r\n", text))]
     begin, stop = start + bisect_left(pairs, start), end + bisect_left(pairs, end)
-    written = new[head : len(new) - tail].replace("\n", _line_end(text, begin))
-    return text[:begin] + written + text[stop:]
+    return _Piece(begin, stop, new[head : len(new) - tail].replace("\n", _line_end(text, begin)))
 
 
 def _line_end(text: str, at: int) -> str:
     """The line end in use at a place: that of its line, else of the line before."""
-    newline = text.find("\n", at)
-    if newline < 0:
-        newline = text.rfind("\n", 0, at)
-    return "\r\n" if newline > 0 and text[newline - 1] == "\r" else "\n"
+    following = _LINE_END.search(text, at)
+    if following is not None:
+        return following[0]
+    last = max(text.rfind("\n", 0, at), text.rfind("\r", 0, at))
+    if last < 0:
+        return "\n"
+    return "\r\n" if text[last - 1 : last + 1] == "\r\n" else text[last]
 
 
 def _not_found(view: str, old: str, *, path: str) -> str:
@@ -185,98 +229,83 @@ def apply(workspace: Workspace, change: Change) -> Answer | None:
 
     ModelRetry if the file is no longer what the change was made from.
     """
-    journal = workspace.journal
-    if journal is not None and change.before is None:
-        journal.creating(missing_directories(workspace.root, change.relative))
+    _refuse_repository(change.relative)
+    making = _told(workspace) if change.before is None else None
     try:
-        with located(workspace.root, change.relative, create_parents=change.before is None) as place:
-            _refuse_repository(place.relative)
-            status = _status(place)
-            if journal is not None:
-                mode = status.st_mode if status else None
-                journal.changing(place.relative, before=change.before, after=change.after, mode=mode)
-            _write(place, change, status)
+        with workspace.tree.place(change.relative, making=making) as place:
+            _write(workspace, place, change)
     except OutsideWorkspaceError:
         raise outside(change.relative) from None
+    except ChangedError:
+        shown = printable(change.relative)
+        raise ModelRetry(f"{shown} changed meanwhile. Read it again with read_file first.") from None
     except OSError as error:
-        return Answer(f"Cannot write {printable(change.relative)}: {error.strerror or error}")
+        return _unwritten(change.relative, error)
     workspace.remember(change.relative, change.after)
     return None
 
 
+def _told(workspace: Workspace) -> Callable[[Sequence[bytes]], None]:
+    """Has the journal know of directories that will be made."""
+    return lambda directories: workspace.journal.creating(directories) if workspace.journal else None
+
+
+def _unwritten(path: str, error: OSError) -> Answer:
+    return Answer(f"Cannot write {printable(path)}: {error.strerror or error}")
+
+
 def _refuse_repository(relative: str) -> None:
-    # Some file systems take `.GIT` for the same directory.
-    if any(part.casefold() == ".git" for part in relative.split("/")):
+    if any(plain_name(part) in _REPOSITORY for part in relative.split("/")):
         raise ModelRetry("Files in .git are not for editing. Use git through run_command.")
 
 
-def _write(place: Located, change: Change, status: os.stat_result | None) -> None:
-    with temporary(place) as (name, descriptor):
-        fill(descriptor, change.after)
-        if status is not None:
-            keep_owner(descriptor, status)
-            os.fchmod(descriptor, stat.S_IMODE(status.st_mode))
-        os.fsync(descriptor)
-        if _current(place) != change.before:
-            raise ModelRetry(f"{printable(change.relative)} changed meanwhile. Read it again with read_file first.")
-        os.replace(name, place.name, src_dir_fd=place.directory, dst_dir_fd=place.directory)
-    os.fsync(place.directory)
-
-
-def _status(place: Located) -> os.stat_result | None:
-    try:
-        status = os.stat(place.name, dir_fd=place.directory, follow_symlinks=False)
-    except FileNotFoundError:
-        return None
-    if not stat.S_ISREG(status.st_mode):
-        raise NotRegularFileError(f"{place.relative} is not a regular file")
-    if not status.st_mode & 0o222:
-        raise PermissionError(0, "it is read-only")
-    return status
+def _write(workspace: Workspace, place: Located, change: Change) -> None:
+    with _unchanged(place, change.before) as old, temporary(place, private=old is not None) as new:
+        if workspace.journal is not None:
+            mode = os.fstat(old).st_mode if old is not None else None
+            workspace.journal.changing(place.relative, before=change.before, after=change.after, mode=mode)
+        new.fill(change.after)
+        if old is not None:
+            new.keep(old)
+        os.fsync(new.descriptor)
+        new.take(place, replaces=old is not None, is_expected=lambda found: _holds(found, change.before or b""))
 
 
 @contextmanager
-def temporary(place: Located) -> Iterator[tuple[str, int]]:
-    """A new file beside `place`, by name and descriptor; it is gone at the end unless it was renamed."""
-    name = f".punie-{secrets.token_hex(8)}"
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-    descriptor = os.open(name, flags, 0o666, dir_fd=place.directory)
+def _unchanged(place: Located, before: bytes | None) -> Iterator[int | None]:
+    """The open file that shall be changed, None if there is none and shall be none. ChangedError if it is another."""
     try:
-        yield name, descriptor
+        descriptor = open_beneath(place.directory, place.name, READ)
+    except FileNotFoundError:
+        if before is not None:
+            raise ChangedError from None
+        yield None
+        return
+    try:
+        status = regular(descriptor, place.relative)
+        if not status.st_mode & 0o222:
+            raise PermissionError(0, "it is read-only")
+        if before is None or bytes_of(descriptor, limit=len(before) + 1) != before:
+            raise ChangedError
+        yield descriptor
     finally:
         os.close(descriptor)
-        with suppress(FileNotFoundError):
-            os.unlink(name, dir_fd=place.directory)
 
 
-def fill(descriptor: int, data: bytes) -> None:
-    """Write all of the data."""
-    left = memoryview(data)
-    while left:
-        left = left[os.write(descriptor, left) :]
-
-
-def keep_owner(descriptor: int, status: os.stat_result) -> None:
-    """Give an open file the owner and the group of another one, where that is allowed."""
-    own = os.fstat(descriptor)
-    if (own.st_uid, own.st_gid) != (status.st_uid, status.st_gid):
-        with suppress(PermissionError):  # only root may give a file away
-            os.fchown(descriptor, status.st_uid, status.st_gid)
-
-
-def _current(place: Located) -> bytes | None:
+def _holds(place: Located, data: bytes) -> bool:
+    """Whether a regular file with this content stands at a place."""
     try:
-        return read_located(place, limit=MAX_TEXT_BYTES + 1).data
-    except FileNotFoundError:
-        return None
+        return read_located(place, limit=len(data) + 1).data == data
+    except OSError:
+        return False
 
 
 def changed_lines(change: Change) -> tuple[int, int]:
     """How many lines a change touches, and the first of them."""
-    before, after = _shown(change.before or b"").split("\n"), _shown(change.after).split("\n")
+    before, after = (plain_ends(decode(data)[0]).split("\n") for data in (change.before or b"", change.after))
     head = _same(before, after)
     tail = min(_same(before[::-1], after[::-1]), len(before) - head, len(after) - head)
-    return max(len(before), len(after)) - head - tail, head + 1
+    return max(len(before), len(after), head + tail + 1) - head - tail, head + 1
 
 
 def _same(left: Sequence[str], right: Sequence[str]) -> int:

@@ -6,12 +6,18 @@ from dataclasses import dataclass
 from pydantic_ai import ModelRetry
 
 from punie.tools._output import counted, nearest_paths, printable
-from punie.tools._paths import Content, NotRegularFileError, OutsideWorkspaceError, located, read_beneath, relative_path
+from punie.tools._paths import Content, NotRegularFileError, OutsideWorkspaceError, relative_path
 from punie.tools._workspace import Workspace
 
 MAX_TEXT_BYTES = 8_000_000
 SNIFFED_BYTES = 8_192
-_UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+_MARKS = (  # the first two bytes of UTF-32 are those of UTF-16
+    (codecs.BOM_UTF32_LE, "utf-32-le"),
+    (codecs.BOM_UTF32_BE, "utf-32-be"),
+    (codecs.BOM_UTF16_LE, "utf-16-le"),
+    (codecs.BOM_UTF16_BE, "utf-16-be"),
+    (codecs.BOM_UTF8, "utf-8"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +31,7 @@ class Answer:
 def load(workspace: Workspace, path: str, *, limit: int = MAX_TEXT_BYTES) -> Content | Answer:
     """The bytes of a file in the workspace. A path that leaves it raises ModelRetry."""
     try:
-        return read_beneath(workspace.root, path, limit=limit)
+        return workspace.tree.read(path, limit=limit)
     except OutsideWorkspaceError:
         raise outside(path) from None
     except (FileNotFoundError, NotADirectoryError):
@@ -50,8 +56,7 @@ def missing(workspace: Workspace, path: str) -> Answer:
 
 
 def _not_a_file(workspace: Workspace, path: str) -> str:
-    with located(workspace.root, path) as place:
-        relative = place.relative
+    relative = workspace.tree.resolve(path)
     prefix = "" if relative == "." else f"{relative}/"
     inside = sum(entry.path.startswith(prefix) for entry in workspace.files())
     if not inside:
@@ -59,21 +64,31 @@ def _not_a_file(workspace: Workspace, path: str) -> str:
     return f"{printable(relative)} is a directory with {counted(inside, 'file')}. Use list_files with glob={prefix}**"
 
 
+def encoding_of(data: bytes) -> tuple[str, bytes]:
+    """The encoding of a text by the mark it starts with, UTF-8 without one; and the mark."""
+    return next(((name, mark) for mark, name in _MARKS if data.startswith(mark)), ("utf-8", b""))
+
+
 def is_binary(data: bytes) -> bool:
     """Whether the start of a file looks like no text."""
-    return not data.startswith(_UTF16) and b"\0" in data[:SNIFFED_BYTES]
+    return b"\0" in data[:SNIFFED_BYTES] and encoding_of(data)[0] == "utf-8"
 
 
-def decode(data: bytes) -> tuple[str, bool]:
-    """The text, and whether every byte of it could be read."""
-    encoding = "utf-16" if data.startswith(_UTF16) else "utf-8-sig"
+def decode(data: bytes, *, whole: bool = True) -> tuple[str, bool]:
+    """The text, and whether every byte of it could be read. One that is not whole may end within a character."""
+    encoding, mark = encoding_of(data)
     try:
-        return data.decode(encoding), True
+        return codecs.getincrementaldecoder(encoding)().decode(data[len(mark) :], final=whole), True
     except UnicodeDecodeError:
-        return data.decode(encoding, errors="replace"), False
+        return data[len(mark) :].decode(encoding, errors="replace"), False
+
+
+def plain_ends(text: str) -> str:
+    """The text with a newline for every kind of line end."""
+    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def lines_of(text: str) -> list[str]:
     """Lines as editors count them: a newline at the end starts no further line."""
-    lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
+    lines = plain_ends(text).split("\n")
     return lines[:-1] if lines[-1] == "" else lines

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from punie.tools._facts import Facts, Symbol, parse, read_facts, read_references
-from punie.tools._paths import Content, read_beneath
+from punie.tools._paths import Content, Tree
 from punie.tools._walk import Entry, walk_files
 
 MAX_PYTHON_FILES = 20_000
@@ -54,8 +54,8 @@ class Snapshot:
 class Index:
     """Safe to use from several threads: one refreshes, the others wait for it."""
 
-    def __init__(self, root: Path, *, hidden: Callable[[str], bool] = lambda _: False) -> None:
-        self._root = root
+    def __init__(self, root: Path | Tree, *, hidden: Callable[[str], bool] = lambda _: False) -> None:
+        self._tree = root if isinstance(root, Tree) else Tree(root)
         self._hidden = hidden
         self._lock = threading.Lock()
         self._entries: dict[str, Entry] = {}
@@ -69,7 +69,7 @@ class Index:
             return self._refreshed()
 
     def _refreshed(self) -> Snapshot:
-        entries, capped = _python_files(self._root, self._hidden)
+        entries, capped = _python_files(self._tree, self._hidden)
         changed = [entry for entry in entries.values() if self._entries.get(entry.path) != entry]
         gone = self._entries.keys() - entries.keys()
         for path in gone:
@@ -91,7 +91,7 @@ class Index:
 
     def _content(self, path: str) -> Content | None:
         try:
-            return read_beneath(self._root, path, limit=MAX_FILE_BYTES)
+            return self._tree.read(path, limit=MAX_FILE_BYTES)
         except OSError:
             return None  # gone or unreadable since the listing
 
@@ -103,7 +103,7 @@ class Index:
             for symbol in facts.symbols:
                 names.setdefault(symbol.last_name, []).append(symbol)
         return Snapshot(
-            root_name=self._root.name,
+            root_name=self._tree.root.name,
             files=files,
             unparsed=tuple(entry.path for entry in missing if entry.size <= MAX_FILE_BYTES),
             oversized=tuple(entry.path for entry in missing if entry.size > MAX_FILE_BYTES),
@@ -173,10 +173,10 @@ def _skipped(count: int, *, why: str) -> str:
     return f"({count} {'file' if count == 1 else 'files'} skipped: {why})"
 
 
-def _python_files(root: Path, hidden: Callable[[str], bool]) -> tuple[dict[str, Entry], bool]:
+def _python_files(tree: Tree, hidden: Callable[[str], bool]) -> tuple[dict[str, Entry], bool]:
     entries: dict[str, Entry] = {}
     total = 0
-    for entry in walk_files(root):
+    for entry in walk_files(tree):
         if not entry.path.endswith((".py", ".pyi")) or hidden(entry.path):
             continue
         total += min(entry.size, MAX_FILE_BYTES)

@@ -3,18 +3,20 @@
 Names are those of git's SHA-256 repositories, so what a snapshot of a tree and what a file tool recorded compare.
 """
 
+import errno
 import hashlib
 import os
 import stat
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 
-from punie.tools._changes import fill, keep_owner, temporary
-from punie.tools._paths import DIRECTORY, READ, Located
+from punie.tools._beneath import DIRECTORY, READ, open_beneath
+from punie.tools._paths import Located, Tree, bytes_of, regular
+from punie.tools._replace import ChangedError, Temporary, remove, sync, temporary
 
-_CHUNK = 1 << 20
+MAX_BYTES = 256_000_000
+"""Of one file: more is not compared, and so not put back."""
 
 
 class Conflict(Exception):  # noqa: N818 - says what happened
@@ -48,78 +50,92 @@ def oid_of(data: bytes) -> str:
     return hashlib.sha256(b"blob %d\0" % len(data) + data).hexdigest()
 
 
-def content_at(root: Path, path: bytes) -> tuple[State, bytes]:
+def content_at(tree: Tree, path: bytes) -> tuple[State, bytes]:
     """What stands at a path without links or `..` in it: its state, and the bytes of a file or the target of a link.
 
-    OSError if it is none of the four kinds.
+    OSError if it cannot be read; Conflict if it is none of the four kinds, or the way to it is another one now.
     """
     try:
-        with _parent(root, path) as place:
+        with tree.place(os.fsdecode(path)) as place:
             return _here(place)
     except FileNotFoundError:
         return ABSENT, b""
+    except OSError as error:
+        raise _explained(error, tree, path) from None
 
 
 def _here(place: Located) -> tuple[State, bytes]:
     try:
-        mode = os.stat(place.name, dir_fd=place.directory, follow_symlinks=False).st_mode
+        return _file(place)
     except FileNotFoundError:
         return ABSENT, b""
-    if stat.S_ISDIR(mode):
-        return State(mode), b""
-    if stat.S_ISLNK(mode):
-        data = os.fsencode(os.readlink(place.name, dir_fd=place.directory))
-    elif stat.S_ISREG(mode):
-        data = _bytes_of(place)
-    else:
-        raise Conflict("it is a device, a pipe or a socket now")
+    except OSError as error:
+        found = _link_or_directory(place)
+        if found is None:
+            raise Conflict("it is a device, a pipe or a socket now") from error
+        if stat.S_ISREG(found[0].mode or 0):
+            raise
+        return found
+
+
+def _file(place: Located) -> tuple[State, bytes]:
+    """A regular file: mode and content are of the same one. OSError for everything else."""
+    descriptor = open_beneath(place.directory, place.name, READ)
+    try:
+        mode = regular(descriptor, place.relative).st_mode
+        data = bytes_of(descriptor, limit=MAX_BYTES + 1)
+    finally:
+        os.close(descriptor)
+    if len(data) > MAX_BYTES:
+        raise Conflict("it is too large to compare")
     return State(mode, oid_of(data)), data
 
 
-def _bytes_of(place: Located) -> bytes:
-    descriptor = os.open(place.name, READ, dir_fd=place.directory)
-    try:
-        return b"".join(iter(lambda: os.read(descriptor, _CHUNK), b""))
-    finally:
-        os.close(descriptor)
+def _link_or_directory(place: Located) -> tuple[State, bytes] | None:
+    """What is there if it is no file that can be opened; None for devices and their like."""
+    mode = os.stat(place.name, dir_fd=place.directory, follow_symlinks=False).st_mode
+    if stat.S_ISLNK(mode):
+        target = os.fsencode(os.readlink(place.name, dir_fd=place.directory))
+        return State(mode, oid_of(target)), target
+    return (State(mode), b"") if stat.S_ISDIR(mode) or stat.S_ISREG(mode) else None
 
 
-@contextmanager
-def _parent(root: Path, path: bytes, *, create: bool = False) -> Iterator[Located]:
-    """The directory a path lies in, walked down without following any link."""
-    *parents, name = os.fsdecode(path).split("/")
-    descriptor = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        for part in parents:
-            if create:
-                with suppress(FileExistsError):
-                    os.mkdir(part, dir_fd=descriptor)
-            try:
-                below = os.open(part, DIRECTORY, dir_fd=descriptor)
-            except NotADirectoryError:
-                raise Conflict(f"{part} is no directory now") from None
-            os.close(descriptor)
-            descriptor = below
-        yield Located(descriptor, name, os.fsdecode(path))
-    finally:
-        os.close(descriptor)
-
-
-def put(root: Path, path: bytes, *, expected: State, wanted: State, content: Callable[[], bytes]) -> None:
+def put(tree: Tree, path: bytes, *, expected: State, wanted: State, content: Callable[[], bytes]) -> None:
     """Make `wanted` of what is `expected` at a path, in one step. Conflict if something else stands there.
 
     `content` is asked for the bytes of a file or the target of a link. OSError says what the system has against it.
     """
-    with _parent(root, path, create=wanted.mode is not None) as place:
-        _refuse_other(place, expected)
-        if wanted.mode is None:
-            _remove(place, expected)
-        elif stat.S_ISDIR(wanted.mode):
-            _make_way(place, expected)
-            os.mkdir(place.name, dir_fd=place.directory)
-        else:
-            _replace(place, expected=expected, wanted=wanted.mode, data=content())
-        os.fsync(place.directory)
+    try:
+        with tree.place(os.fsdecode(path), making=_making if wanted.mode is not None else None) as place:
+            _refuse_other(place, expected)
+            if wanted.mode is None:
+                _remove(place, expected)
+            elif stat.S_ISDIR(wanted.mode):
+                _remove(place, expected)
+                os.mkdir(place.name, dir_fd=place.directory)
+                sync(place.directory)
+            else:
+                _replace(place, expected=expected, wanted=wanted.mode, data=content())
+    except ChangedError:
+        raise Conflict("it was changed since") from None
+    except OSError as error:
+        raise _explained(error, tree, path) from None
+
+
+def _making(directories: Sequence[bytes]) -> None:
+    """Directories that are made again on the way are part of what is taken back."""
+    del directories
+
+
+def _explained(error: OSError, tree: Tree, path: bytes) -> Exception:
+    """The conflict, where a directory on the way to a path is none now."""
+    *parents, _ = os.fsdecode(path).split("/")
+    for depth, name in enumerate(parents, 1):
+        try:
+            os.close(tree.open("/".join(parents[:depth]), DIRECTORY))
+        except OSError as reason:
+            return Conflict(f"{name} is no directory now") if reason.errno in {errno.ENOTDIR, errno.ELOOP} else error
+    return error
 
 
 def _refuse_other(place: Located, expected: State) -> None:
@@ -132,30 +148,44 @@ def _refuse_other(place: Located, expected: State) -> None:
 
 
 def _remove(place: Located, expected: State) -> None:
-    if expected.mode is not None and stat.S_ISDIR(expected.mode):
+    if expected.mode is None:
+        return
+    if stat.S_ISDIR(expected.mode):
         os.rmdir(place.name, dir_fd=place.directory)
+        sync(place.directory)
     else:
-        os.unlink(place.name, dir_fd=place.directory)
-
-
-def _make_way(place: Located, expected: State) -> None:
-    if expected.mode is not None:
-        _remove(place, expected)
+        remove(place, is_expected=lambda found: _is(found, expected))
 
 
 def _replace(place: Located, *, expected: State, wanted: int, data: bytes) -> None:
-    with temporary(place) as (name, descriptor):
+    is_file = expected.mode is not None and stat.S_ISREG(expected.mode)
+    with temporary(place, private=is_file or stat.S_IMODE(wanted) != 0) as new:
         if stat.S_ISLNK(wanted):
-            os.unlink(name, dir_fd=place.directory)
-            os.symlink(os.fsdecode(data), name, dir_fd=place.directory)
+            new.become_link(data)
         else:
-            fill(descriptor, data)
-            if expected.mode is not None and stat.S_ISREG(expected.mode):
-                keep_owner(descriptor, os.stat(place.name, dir_fd=place.directory, follow_symlinks=False))
+            new.fill(data)
+            if is_file:
+                with suppress(OSError):
+                    _keep(place, new)
             if stat.S_IMODE(wanted):
-                os.fchmod(descriptor, stat.S_IMODE(wanted))
-            os.fsync(descriptor)
-        _refuse_other(place, expected)
+                os.fchmod(new.descriptor, stat.S_IMODE(wanted))
+            os.fsync(new.descriptor)
         if expected.mode is not None and stat.S_ISDIR(expected.mode):
-            os.rmdir(place.name, dir_fd=place.directory)
-        os.replace(name, place.name, src_dir_fd=place.directory, dst_dir_fd=place.directory)
+            _remove(place, expected)
+            expected = ABSENT
+        new.take(place, replaces=expected.mode is not None, is_expected=lambda found: _is(found, expected))
+
+
+def _keep(place: Located, new: Temporary) -> None:
+    descriptor = open_beneath(place.directory, place.name, READ)
+    try:
+        new.keep(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _is(place: Located, expected: State) -> bool:
+    try:
+        return _here(place)[0].matches(expected)
+    except (OSError, Conflict):
+        return False

@@ -9,7 +9,9 @@ from pathlib import Path
 
 from pathspec import GitIgnoreSpec
 
-from punie.tools._paths import DIRECTORY, Located, read_beneath, read_located
+from punie.tools._beneath import DIRECTORY, open_beneath
+from punie.tools._paths import Located, Tree, held, read_located
+from punie.tools._replace import is_temporary
 
 MAX_FILES = 50_000
 MAX_DEPTH = 60
@@ -34,16 +36,15 @@ class Entry:
     size: int
 
 
-def walk_files(root: Path) -> Iterator[Entry]:
+def walk_files(root: Path | Tree) -> Iterator[Entry]:
     """Regular files below the root, sorted by path, at most `MAX_FILES`. Links are left out: they show a file twice."""
-    directory = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    with closing(_walk(directory, "", _repository_rules(root))) as entries:
+    with held(root) as tree, closing(_walk(tree.open(".", DIRECTORY), "", _repository_rules(tree))) as entries:
         yield from islice(entries, MAX_FILES)
 
 
-def _repository_rules(root: Path) -> Rules:
+def _repository_rules(tree: Tree) -> Rules:
     try:
-        content = read_beneath(root, ".git/info/exclude", limit=MAX_IGNORE_FILE)
+        content = tree.read(".git/info/exclude", limit=MAX_IGNORE_FILE)
     except OSError:
         return ()
     return (("", _rules(content.data)),)
@@ -79,7 +80,7 @@ def _visit(directory: int, prefix: str, *, entry: os.DirEntry[str], rules: Rules
         below = _open(directory, entry.name) if wanted else None
         if below is not None:
             yield from _walk(below, f"{path}/", rules)
-    elif entry.is_file(follow_symlinks=False) and not _ignored(path, rules):
+    elif entry.is_file(follow_symlinks=False) and not is_temporary(entry.name) and not _ignored(path, rules):
         try:
             status = entry.stat(follow_symlinks=False)
         except FileNotFoundError:
@@ -89,7 +90,7 @@ def _visit(directory: int, prefix: str, *, entry: os.DirEntry[str], rules: Rules
 
 def _open(directory: int, name: str) -> int | None:
     try:
-        return os.open(name, DIRECTORY, dir_fd=directory)
+        return open_beneath(directory, name, DIRECTORY)
     except OSError:
         return None  # gone since the listing, a link by now, or not readable
 

@@ -10,6 +10,7 @@ from typing import Protocol
 
 from punie.config import SandboxOptions
 from punie.tools._index import Index
+from punie.tools._paths import Tree
 from punie.tools._sandbox import Sandbox
 from punie.tools._walk import Entry, walk_files
 
@@ -32,6 +33,7 @@ class Journal(Protocol):
 class Workspace:
     """What the tools get from the agent: a root they never leave, an index, and a record of what was read.
 
+    `tree` is the root held open, and the way to its files.
     `seen` maps paths from the root to the SHA-256 of the bytes the model saw last. `environment` is the source of the
     variables that commands get; only harmless ones are handed on. `journal` is told of every file before it changes.
     `sandbox` says what commands are confined to; `state_dir` is where Punie keeps things of its own, among them output
@@ -51,6 +53,7 @@ class Workspace:
         self.root = Path(root).resolve(strict=True)
         if not self.root.is_dir():
             raise NotADirectoryError(str(root))
+        self.tree = Tree(self.root)
         self.command_timeout_s = command_timeout_s
         self.search_timeout_s = search_timeout_s
         self.environment: Mapping[str, str] = os.environ if environment is None else environment
@@ -63,7 +66,7 @@ class Workspace:
     @cached_property
     def index(self) -> Index:
         """The index of Python definitions; empty until something asks for it."""
-        return Index(self.root, hidden=lambda path: self.hidden(path))
+        return Index(self.tree, hidden=lambda path: self.hidden(path))
 
     def warm(self) -> threading.Thread:
         """Fill the index in the background; tools that need it meanwhile wait for it."""
@@ -73,7 +76,7 @@ class Workspace:
 
     def files(self) -> Iterator[Entry]:
         """The files of the workspace, sorted by path, without ignored and generated ones."""
-        return (entry for entry in walk_files(self.root) if not self.hidden(entry.path))
+        return (entry for entry in walk_files(self.tree) if not self.hidden(entry.path))
 
     def remember(self, relative: str, data: bytes) -> None:
         """Record the bytes of a file the model has seen or written."""

@@ -27,7 +27,7 @@ def read_file(ctx: RunContext[Workspace], path: str, start: int = 1, end: int | 
     shown = printable(content.relative)
     if is_binary(content.data):
         return f"{shown} is a binary file of {counted(content.size, 'byte')}."
-    text, readable = decode(content.data)
+    text, readable = decode(content.data, whole=content.whole)
     lines = lines_of(text)
     if content.whole:
         ctx.deps.remember(content.relative, content.data)

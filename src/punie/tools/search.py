@@ -6,10 +6,9 @@ from dataclasses import dataclass, field
 
 from pydantic_ai import ModelRetry, RunContext
 
-from punie.tools._files import is_binary
+from punie.tools._files import decode, encoding_of, is_binary
 from punie.tools._glob import compile_glob
 from punie.tools._output import MAX_ITEMS, clip, counted, listing
-from punie.tools._paths import read_beneath
 from punie.tools._regex import InvalidRegexError, Matcher, OutOfTimeError, literal_matcher, regex_matcher
 from punie.tools._workspace import Workspace
 
@@ -81,12 +80,14 @@ def _paths(workspace: Workspace, glob: str | None, found: _Found) -> Iterator[st
 
 def _look(workspace: Workspace, path: str, *, matches: Matcher, found: _Found) -> None:
     try:
-        data = read_beneath(workspace.root, path, limit=MAX_FILE_BYTES).data
+        data = workspace.tree.read(path, limit=MAX_FILE_BYTES).data
     except OSError:
         return  # gone or unreadable since the listing
     if is_binary(data):
         return
-    data = data.replace(b"\r\n", b"\n")
+    if encoding_of(data)[1]:
+        data = decode(data)[0].encode("utf-8", "replace")
+    data = data.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
     numbers = matches(data)
     found.total += len(numbers)
     shown = numbers[: MAX_ITEMS - len(found.items)]
