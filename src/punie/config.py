@@ -6,6 +6,7 @@ permissions add up over the layers: what one of them denies, no other one takes 
 """
 
 import json
+import os
 import re
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
@@ -35,6 +36,9 @@ TOOL_NAMES = (
     "write_file",
     "run_command",
 )
+
+INSTRUCTION_FILES = ("AGENTS.md", "CLAUDE.md")
+"""What people write down for agents; the second name counts where there is no file of the first beside it."""
 
 # A project file may tune the work, never widen what Punie may do or where its words are sent.
 PROJECT_KEYS = frozenset(
@@ -132,6 +136,8 @@ class Settings(AgentConfig, BaseSettings):
     """Directories trusted besides those of `punie trust`. Trust does not reach into projects below."""
     cache_dir: Path | None = None
     save_sessions: bool = True
+    agents_md_tokens: Annotated[int, Field(ge=0)] | None = None
+    """Tokens that AGENTS.md files may take. None: an eighth of the model's window, and of an embedded model nothing."""
     sandbox: SandboxOptions = SandboxOptions()
 
     @classmethod
@@ -225,6 +231,17 @@ def project_config_file(cwd: Path, *, home: Path | None = None) -> Path | None:
     places = [path for path in (cwd, *cwd.parents) if path.is_relative_to(root)]
     files = (path / ".punie" / "config.toml" for path in places)
     return next((file for file in files if file.is_file()), None)
+
+
+def instruction_files(directories: Sequence[Path]) -> tuple[Path, ...]:
+    """The file for agents in each directory that has one. Nothing is opened."""
+    names = (next((d / name for name in INSTRUCTION_FILES if os.path.lexists(d / name)), None) for d in directories)
+    return tuple(file for file in names if file is not None)
+
+
+def directories_down_to(cwd: Path, root: Path) -> list[Path]:
+    """The directories from the root of a project down to one in it."""
+    return [path for path in (cwd, *cwd.parents) if path.is_relative_to(root)][::-1]
 
 
 def local_rules_file(root: Path, env: Mapping[str, str]) -> Path:

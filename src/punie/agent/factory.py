@@ -1,6 +1,7 @@
 """One agent from one configuration."""
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from pydantic_ai import Agent, ModelSettings
 from pydantic_ai.capabilities import HandleDeferredToolCalls
@@ -12,6 +13,7 @@ from punie.agent._room import Shrinking
 from punie.agent.approval import Approver, Gate, refuse
 from punie.agent.guards import ReplyGuard, ToolGuard
 from punie.agent.instructions import instructions_for
+from punie.agent.memory import Memory, Nested
 from punie.agent.permissions import Permissions
 from punie.config import AgentConfig
 from punie.errors import ConfigError
@@ -30,17 +32,21 @@ def create_agent(
     approve: Approver = refuse,
     permissions: Permissions | None = None,
     remember: Callable[[Sequence[str]], None] | None = None,
+    memory: Memory | None = None,
 ) -> Agent[Workspace, str]:
     """Build the agent; `model` takes the place of `config.model`, as a spec or as a PydanticAI model.
 
     `permissions` say what is free and what is denied, `approve` decides about the rest; by default everything that
     changes something is asked about, nobody answers, and that ends the turn. `remember` keeps the rules that are
-    allowed for good.
+    allowed for good. `memory` says which AGENTS.md files the model gets; by default none.
     Raises ConfigError for an unknown tool or a model spec that cannot be read.
     """
     _refuse_unknown_tools(config)
     engine = _model(config, model)
     compact = is_compact(engine)
+    memory = memory or Memory(Path(), tokens=0)
+    budget = memory.budget_for(engine)
+    written = memory.read(budget_tokens=budget)
     gate = Gate(approve, permissions or Permissions())
     if remember is not None:
         gate.remember = remember
@@ -48,11 +54,12 @@ def create_agent(
         engine,
         deps_type=Workspace,
         name="punie",
-        instructions=instructions_for(config, compact=compact),
+        instructions=instructions_for(config, compact=compact, written=written.text),
         model_settings=model_settings(config, engine),
         retries={"tools": TOOL_RETRIES, "output": OUTPUT_RETRIES},
         toolsets=[Recorded(tools.toolset(config.tools)).approval_required(gate.needs_approval)],
         capabilities=[
+            Nested(memory, budget, written.warnings),
             HandleDeferredToolCalls(gate.decide),
             ReplyGuard(small=compact),
             ToolGuard(config.limits),

@@ -5,14 +5,15 @@ from importlib.resources import files
 from punie.config import AgentConfig
 
 
-def instructions_for(config: AgentConfig, *, compact: bool) -> str | None:
-    """The configured instructions, else the built-in ones.
+def instructions_for(config: AgentConfig, *, compact: bool, written: str = "") -> str | None:
+    """The configured instructions, else the built-in ones, and behind them what is `written` in files for agents.
 
     A compact model was trained on its chat template's own system text: it gets nothing but what the user configured.
     """
-    if config.instructions is not None:
-        return config.instructions
-    return None if compact else prompt("system")
+    own = config.instructions
+    if own is None:
+        own = "" if compact else prompt("system")
+    return "\n\n".join(filter(None, [own, written])) or (None if config.instructions is None else "")
 
 
 def prompt(name: str) -> str:

@@ -11,6 +11,7 @@ from punie.config import TOOL_NAMES, AgentConfig, PermissionMode, Settings, home
 from punie.errors import ConfigError, UsageError
 from punie.rules import RuleSet
 from punie.trust import state_directory
+from punie.ui._agents_md import agent_files
 from punie.ui._progress import OnProgress
 from punie.ui.options import MODES, Options
 
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from pydantic_ai.models import Model
 
     from punie.agent.approval import Approver
+    from punie.agent.memory import Memory
+    from punie.agent.permissions import Permissions
     from punie.tools import Workspace
 
 
@@ -42,6 +45,12 @@ class Setup:
     local_file: Path | None = None
     """Where the rules granted in this directory are kept."""
     home: Path | None = None
+    project: Path | None = None
+    """The root of the project if it is trusted."""
+    user_dir: Path | None = None
+    """Where the user's own settings lie."""
+    about: str = ""
+    """What every request will begin with, and about what that costs."""
 
     def remember(self, rules: Sequence[str]) -> None:
         """Keep rules that the user allowed for good. Raises ConfigError if they cannot be written."""
@@ -65,19 +74,23 @@ def prepare(options: Options, *, env: Mapping[str, str]) -> Setup:
         raise ConfigError(f"{source}: permission mode '{mode}' is not available.", f"Choose one of {', '.join(MODES)}.")
     if mode == "auto":
         _need_sandbox(settings)
+    written = agent_files(resolved, options.cwd)
     return Setup(
         settings=settings,
         config=settings.agent_config(),
         mode=mode,
         root=options.cwd,
-        notices=resolved.notices,
+        notices=tuple(filter(None, [*resolved.notices, written.refusal])),
         session_id=uuid.uuid4().hex,
         state_dir=state_directory(env),
         rules=resolved.rules,
         trusted=resolved.trusted,
-        waiting=() if resolved.trusted or resolved.project_file is None else (resolved.project_file,),
+        waiting=() if resolved.trusted else tuple(filter(None, [resolved.project_file, *written.of_project])),
         local_file=resolved.local_file,
         home=home_of(env),
+        project=resolved.root if resolved.trusted else None,
+        user_dir=resolved.user_file.parent,
+        about=written.line,
     )
 
 
@@ -128,7 +141,9 @@ def _read_ahead(model: "Model", setup: Setup) -> None:
     from punie.tools import toolset
 
     if isinstance(model, LocalModel):
-        instructions = instructions_for(setup.config, compact=model.compact)
+        memory = memory_of(setup)
+        written = memory.read(budget_tokens=memory.budget_for(model))
+        instructions = instructions_for(setup.config, compact=model.compact, written=written.text)
         offered = toolset(setup.config.tools).tools.values()
         model.warm(instructions, [tool.tool_def for tool in offered])
 
@@ -142,8 +157,35 @@ def assemble(setup: Setup, *, model: "Model", ask: "Approver") -> "Agent[Workspa
     import pydantic_ai
 
     from punie.agent.factory import create_agent
+
+    permissions = permissions_of(setup)
+    pydantic_ai.BANNER_ENABLED = False  # the terminal is Punie's to draw on
+    return create_agent(
+        setup.config,
+        model=model,
+        approve=ask,
+        permissions=permissions,
+        remember=setup.remember,
+        memory=memory_of(setup),
+    )
+
+
+def memory_of(setup: Setup) -> "Memory":
+    """Where AGENTS.md files may come from: of a project only if it is trusted, and none that may not be read."""
+    from punie.agent.memory import Memory
+    from punie.agent.permissions import hides
+
+    return Memory(
+        cwd=setup.root.resolve(),
+        project=setup.project,
+        user=setup.user_dir,
+        hidden=hides(setup.project or setup.root, permissions_of(setup)),
+        tokens=setup.settings.agents_md_tokens,
+    )
+
+
+def permissions_of(setup: Setup) -> "Permissions":
+    """The mode and the rules that calls are judged by."""
     from punie.agent.permissions import Permissions
 
-    permissions = Permissions(setup.mode, setup.rules, uses_sandbox=True, trusted=setup.trusted, home=setup.home)
-    pydantic_ai.BANNER_ENABLED = False  # the terminal is Punie's to draw on
-    return create_agent(setup.config, model=model, approve=ask, permissions=permissions, remember=setup.remember)
+    return Permissions(setup.mode, setup.rules, uses_sandbox=True, trusted=setup.trusted, home=setup.home)

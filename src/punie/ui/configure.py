@@ -17,6 +17,7 @@ from pydantic import ValidationError
 from punie.config import Settings, load_settings, setting_keys, user_config_file, value_of
 from punie.errors import ConfigError, UsageError
 from punie.rules import split_rules
+from punie.ui._agents_md import agent_files
 from punie.ui._clean import clean
 from punie.ui.options import Options
 
@@ -47,7 +48,8 @@ def _show(options: Options) -> int:
     value_width = min(max(len(value) for _, value, _ in rows), 48)
     for key, value, source in rows:
         print_line(f"{key:<{key_width}}  {value:<{value_width}}  {source}")
-    for notice in resolved.notices:
+    files = agent_files(resolved, options.cwd)
+    for notice in filter(None, [*resolved.notices, files.refusal, files.line]):
         sys.stderr.write(f"punie: {clean(notice)}\n")
     return 0
 

@@ -94,9 +94,15 @@ def as_markdown(store: "SessionStore", name: str) -> str:
 
 
 def _blocks(message: "ModelMessage") -> Iterator[str]:
+    from pydantic_ai.messages import UserPromptPart
+
+    from punie.agent.memory import given_in
+
+    brought = bool(given_in([message]))
     for part in message.parts:
-        text = _block(part)
-        if text:
+        if brought and isinstance(part, UserPromptPart):
+            yield f"Instructions\n\n{_fenced(str(part.content))}"
+        elif text := _block(part):
             yield text
 
 
