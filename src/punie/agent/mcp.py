@@ -363,8 +363,9 @@ class Servers:
             self._keep(slot.definition, found)
         slot.waiting = changes(pin.tools, found.digests) if pin and pin.tools is not None else ()
         if found.problems and slot.starts == 1:
-            more = f" and {len(found.problems) - 1} more" if len(found.problems) > 1 else ""
-            tell(f"The MCP server {slot.definition.name} has tools that are left out: {found.problems[0]}{more}.")
+            first, *others = found.problems
+            more = f" and {len(others)} more" if others else ""
+            tell(f"The MCP server {slot.definition.name} has tools that are left out: {first}{more}.")
 
     async def _settle_tools(self, slot: _Slot, gate: Gate) -> None:
         """Ask about tools that are not those the user knows; without a yes the server is ended."""

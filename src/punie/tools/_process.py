@@ -49,17 +49,18 @@ async def run(
     timeout_s: float,
     network: bool = False,
     save_to: Callable[[], Path] | None = None,
+    stdin: int = asyncio.subprocess.DEVNULL,
 ) -> Outcome:
     """Run a shell command. Whatever way this ends, also by cancellation, its processes are ended.
 
-    `save_to` names a new file for output that is too long to be kept in memory.
+    `save_to` names a new file for output that is too long to be kept in memory; `stdin` is an open file to read from.
     """
     await asyncio.to_thread(lambda: sandbox.state)  # the first time, this tries the sandbox out
     with sandbox.run(command, network=network) as prepared, supervised(prepared.plan) as (arguments, note):
         started = time.monotonic()
         output = await _Output.open(save_to)
         try:
-            process = await _start(arguments, prepared, note=note, stdout=output.write_end)
+            process = await _start(arguments, prepared, note=note, stdin=stdin, stdout=output.write_end)
         except BaseException:
             output.close()
             raise
@@ -85,11 +86,13 @@ async def run(
     )
 
 
-async def _start(arguments: list[str], prepared: Run, *, note: int, stdout: int) -> asyncio.subprocess.Process:
+async def _start(
+    arguments: list[str], prepared: Run, *, note: int, stdin: int, stdout: int
+) -> asyncio.subprocess.Process:
     return await asyncio.create_subprocess_exec(
         *arguments,
         pass_fds=(note,),
-        stdin=asyncio.subprocess.DEVNULL,
+        stdin=stdin,
         stdout=stdout,
         stderr=asyncio.subprocess.STDOUT,
         cwd="/",
