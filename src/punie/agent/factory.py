@@ -6,13 +6,16 @@ from pathlib import Path
 from pydantic_ai import Agent, ModelSettings
 from pydantic_ai.capabilities import HandleDeferredToolCalls
 from pydantic_ai.models import Model
+from pydantic_ai.toolsets import AbstractToolset, CombinedToolset
 
 from punie import tools
 from punie.agent._recorded import Recorded
 from punie.agent._room import Shrinking
 from punie.agent.approval import Approver, Gate, refuse
 from punie.agent.guards import ReplyGuard, ToolGuard
+from punie.agent.hooks import Hooked, HookRunner, TurnEnd
 from punie.agent.instructions import instructions_for
+from punie.agent.mcp import Servers
 from punie.agent.memory import Memory, Nested
 from punie.agent.permissions import Permissions
 from punie.config import AgentConfig
@@ -33,12 +36,15 @@ def create_agent(
     permissions: Permissions | None = None,
     remember: Callable[[Sequence[str]], None] | None = None,
     memory: Memory | None = None,
+    servers: Servers | None = None,
+    hooks: HookRunner | None = None,
 ) -> Agent[Workspace, str]:
     """Build the agent; `model` takes the place of `config.model`, as a spec or as a PydanticAI model.
 
     `permissions` say what is free and what is denied, `approve` decides about the rest; by default everything that
     changes something is asked about, nobody answers, and that ends the turn. `remember` keeps the rules that are
-    allowed for good. `memory` says which AGENTS.md files the model gets; by default none.
+    allowed for good. `memory` says which AGENTS.md files the model gets; by default none. `servers`
+    are MCP servers whose tools it gets besides its own; whoever made them ends them. `hooks` see its calls.
     Raises ConfigError for an unknown tool or a model spec that cannot be read.
     """
     _refuse_unknown_tools(config)
@@ -57,8 +63,9 @@ def create_agent(
         instructions=instructions_for(config, compact=compact, written=written.text),
         model_settings=model_settings(config, engine),
         retries={"tools": TOOL_RETRIES, "output": OUTPUT_RETRIES},
-        toolsets=[Recorded(tools.toolset(config.tools)).approval_required(gate.needs_approval)],
+        toolsets=[_toolset(config, gate, compact=compact, servers=servers, hooks=hooks)],
         capabilities=[
+            *([TurnEnd(hooks, gate)] if hooks else []),
             Nested(memory, budget, written.warnings),
             HandleDeferredToolCalls(gate.decide),
             ReplyGuard(small=compact),
@@ -66,6 +73,19 @@ def create_agent(
             Shrinking(),
         ],
     )
+
+
+def _toolset(
+    config: AgentConfig, gate: Gate, *, compact: bool, servers: Servers | None, hooks: HookRunner | None
+) -> AbstractToolset[Workspace]:
+    """All tools, so wrapped that the decision about a call comes first, then its record, then the hooks."""
+    found: AbstractToolset[Workspace] = tools.toolset(config.tools)
+    of_servers = servers.toolset(config.model, compact=compact, gate=gate) if servers else None
+    if of_servers is not None:
+        found = CombinedToolset([found, of_servers])
+    if hooks:
+        found = Hooked(found, hooks, gate)
+    return Recorded(found).approval_required(gate.needs_approval)
 
 
 def model_settings(config: AgentConfig, model: Model) -> ModelSettings:
