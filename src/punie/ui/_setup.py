@@ -49,7 +49,7 @@ class Setup:
     """The root of the project if it is trusted."""
     user_dir: Path | None = None
     """Where the user's own settings lie."""
-    about: str = ""
+    about: tuple[str, ...] = ()
     """What every request will begin with, and about what that costs."""
 
     def remember(self, rules: Sequence[str]) -> None:
@@ -90,7 +90,7 @@ def prepare(options: Options, *, env: Mapping[str, str]) -> Setup:
         home=home_of(env),
         project=resolved.root if resolved.trusted else None,
         user_dir=resolved.user_file.parent,
-        about=written.line,
+        about=(written.line,) if written.line else (),
     )
 
 

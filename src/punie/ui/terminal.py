@@ -148,8 +148,8 @@ class Chat:
         self._console.print(Text.assemble(("punie", "bold"), (f"  {self._place()}  ·  /help", "dim")))
         for notice in self._setup.notices:
             self._console.print(Text(clean(notice), "yellow"))
-        if self._setup.about:
-            self._console.print(Text(self._setup.about, "dim"))
+        for line in self._setup.about:
+            self._console.print(Text(clean(line), "dim"))
         if self._history:
             self._show_history()
         if self._listing:
