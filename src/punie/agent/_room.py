@@ -41,7 +41,7 @@ class Shrinking(AbstractCapability[Workspace]):
     ) -> ModelRequestContext:
         """Put a note in the place of every result that is left out."""
         del ctx
-        if any(map(_is_left_out, _results(request_context.messages))):
+        if any(map(is_left_out, results_of(request_context.messages))):
             request_context.messages = shortened(request_context.messages)
         return request_context
 
@@ -49,9 +49,9 @@ class Shrinking(AbstractCapability[Workspace]):
         self, ctx: RunContext[Workspace], *, request_context: ModelRequestContext, error: Exception
     ) -> ModelResponse:
         """Ask again with less. Raises the error when there is nothing left to leave out, or it is another one."""
-        if not _is_too_long(error):
+        if not is_too_long(error):
             raise error
-        chosen = _oldest_half([*_results(ctx.messages)])
+        chosen = _oldest_half([*results_of(ctx.messages)])
         if not chosen:
             raise error
         for part in chosen:
@@ -69,7 +69,7 @@ def shortened(messages: Sequence[ModelMessage]) -> list[ModelMessage]:
             return message
         parts = [
             replace(part, content=_note(part, made.get(part.tool_call_id)))
-            if isinstance(part, ToolReturnPart) and _is_left_out(part)
+            if isinstance(part, ToolReturnPart) and is_left_out(part)
             else part
             for part in message.parts
         ]
@@ -80,12 +80,15 @@ def shortened(messages: Sequence[ModelMessage]) -> list[ModelMessage]:
 
 def _note(result: ToolReturnPart, call: ToolCallPart | None) -> str:
     """What was left out and how to get it; what changed something must not be done again to see what it said."""
+    begun = result.metadata.get(LEFT_OUT) if isinstance(result.metadata, dict) else None
     lines = len(_text(result).splitlines())
+    if isinstance(begun, str):  # it was too long on its own: its beginning is sent
+        return f"{begun}\n(the rest of {lines} lines left out to make room; ask for a smaller part)"
     again = f"; call {calls.shown(call)} again to see them" if call and call.tool_name in tools.READ_ONLY else ""
     return f"({lines} lines left out to make room{again})"
 
 
-def _is_too_long(error: Exception) -> bool:
+def is_too_long(error: Exception) -> bool:
     """Whether an error says that the prompt does not fit, in a local engine's words or in a server's."""
     own = failures.translated(error) if isinstance(error, AgentRunError) else error
     return isinstance(own, ContextTooLong)
@@ -93,7 +96,7 @@ def _is_too_long(error: Exception) -> bool:
 
 def _oldest_half(results: Sequence[ToolReturnPart]) -> list[ToolReturnPart]:
     """The oldest results that together hold half of the characters that could be left out."""
-    candidates = [part for part in results[:-1] if not _is_left_out(part) and len(_text(part)) >= _WORTH_IT]
+    candidates = [part for part in results[:-1] if not is_left_out(part) and len(_text(part)) >= _WORTH_IT]
     most = sum(len(_text(part)) for part in candidates) / 2
     chosen: list[ToolReturnPart] = []
     for part in candidates:
@@ -103,7 +106,8 @@ def _oldest_half(results: Sequence[ToolReturnPart]) -> list[ToolReturnPart]:
     return chosen
 
 
-def _results(messages: Sequence[ModelMessage]) -> Iterator[ToolReturnPart]:
+def results_of(messages: Sequence[ModelMessage]) -> Iterator[ToolReturnPart]:
+    """Every tool result of a conversation, the oldest first."""
     for message in messages:
         if isinstance(message, ModelRequest):
             yield from (part for part in message.parts if isinstance(part, ToolReturnPart))
@@ -115,7 +119,8 @@ def _calls(messages: Sequence[ModelMessage]) -> Iterator[ToolCallPart]:
             yield from message.tool_calls
 
 
-def _is_left_out(part: ToolReturnPart) -> bool:
+def is_left_out(part: ToolReturnPart) -> bool:
+    """Whether a note, or its beginning, is sent in place of a result."""
     return isinstance(part.metadata, dict) and bool(part.metadata.get(LEFT_OUT))
 
 

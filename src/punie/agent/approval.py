@@ -142,10 +142,11 @@ class Gate:
         """Decide on each waiting call in turn. Raises PermissionNeeded when nobody is there to answer."""
         results = DeferredToolResults()
         for call in requests.approvals:
-            results.approvals[call.tool_call_id] = await self._decide(ctx.deps, call)
+            results.approvals[call.tool_call_id] = await self.judge(ctx.deps, call)
         return results
 
-    async def _decide(self, workspace: Workspace, part: ToolCallPart) -> ToolApproved | ToolDenied:
+    async def judge(self, workspace: Workspace, part: ToolCallPart) -> ToolApproved | ToolDenied:
+        """Decide on one call, whoever makes it. Raises PermissionNeeded when nobody is there to answer."""
         call = Call(part.tool_name, part.args_as_dict())
         verdict = self.authorize(workspace, call)
         if verdict.kind == "allow":

@@ -10,8 +10,8 @@ from pydantic_ai.toolsets import AbstractToolset, CombinedToolset
 
 from punie import tools
 from punie.agent._recorded import Recorded
-from punie.agent._room import Shrinking
 from punie.agent.approval import Approver, Gate, refuse
+from punie.agent.compaction import Compacting
 from punie.agent.guards import ReplyGuard, ToolGuard
 from punie.agent.hooks import Hooked, HookRunner, TurnEnd
 from punie.agent.instructions import instructions_for
@@ -38,6 +38,7 @@ def create_agent(
     memory: Memory | None = None,
     servers: Servers | None = None,
     hooks: HookRunner | None = None,
+    gate: Gate | None = None,
 ) -> Agent[Workspace, str]:
     """Build the agent; `model` takes the place of `config.model`, as a spec or as a PydanticAI model.
 
@@ -45,6 +46,7 @@ def create_agent(
     changes something is asked about, nobody answers, and that ends the turn. `remember` keeps the rules that are
     allowed for good. `memory` says which AGENTS.md files the model gets; by default none. `servers`
     are MCP servers whose tools it gets besides its own; whoever made them ends them. `hooks` see its calls.
+    `gate` takes the place of `approve` and `permissions`, for somebody who changes them while the agent works.
     Raises ConfigError for an unknown tool or a model spec that cannot be read.
     """
     _refuse_unknown_tools(config)
@@ -53,7 +55,7 @@ def create_agent(
     memory = memory or Memory(Path(), tokens=0)
     budget = memory.budget_for(engine)
     written = memory.read(budget_tokens=budget)
-    gate = Gate(approve, permissions or Permissions())
+    gate = gate or Gate(approve, permissions or Permissions())
     if remember is not None:
         gate.remember = remember
     return Agent(
@@ -70,7 +72,7 @@ def create_agent(
             HandleDeferredToolCalls(gate.decide),
             ReplyGuard(small=compact),
             ToolGuard(config.limits),
-            Shrinking(),
+            Compacting(),
         ],
     )
 

@@ -151,6 +151,11 @@ class SessionStore:
         self._database.rows("PRAGMA wal_checkpoint(TRUNCATE)")  # what was deleted is in the log until then
         return found
 
+    def rename(self, id: str, title: str) -> None:  # noqa: A002 - the field's name
+        """Give a session another title."""
+        with self._database.writing() as write:
+            write.execute("UPDATE sessions SET title = ? WHERE id = ?", (title[:_TITLE], self.find(id).id))
+
     def export(self, id: str) -> Iterator[str]:  # noqa: A002 - the field's name
         """A session as JSON lines: what it is, its messages, then its tool calls with what came of them."""
         info = self.find(id)

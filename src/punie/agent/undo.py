@@ -207,6 +207,26 @@ class Undo:
         notes += [f"not covered: what an interrupted command did: {arguments}" for (arguments,) in interrupted]
         return (*notes, *([COMMANDS_NOTE] if ran else []))
 
+    def originals(self) -> "dict[str, bytes | None]":
+        """Every file that the turns changed, and what stood in it before the first of them; None where nothing did.
+
+        Turns that were taken back do not count, nor does what is no longer kept.
+        """
+        rows = self.database.rows(
+            "SELECT c.path, c.before_mode, c.before_oid FROM changes c JOIN turns t"
+            " ON t.session = c.session AND t.number = c.turn"
+            " WHERE c.session = ? AND t.state = 'done' ORDER BY c.id",
+            self.session,
+        )
+        found: dict[str, bytes | None] = {}
+        for path, mode, oid in cast("list[tuple]", rows):
+            name = os.fsdecode(path)
+            if name in found or (mode is not None and not stat.S_ISREG(mode)):
+                continue
+            with suppress(Conflict):
+                found[name] = self._content(oid) if oid else None
+        return found
+
     # --- contents ---
 
     def _store(self, data: bytes) -> str:

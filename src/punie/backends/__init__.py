@@ -23,8 +23,12 @@ __all__ = ["Progress", "build"]
 
 _SERVICES = ("claude", "openai")
 _FORMS = (
-    "local, local:NAME[+ADAPTER], mlx:PATH_OR_ID[+ADAPTER], gguf:PATH[+ADAPTER], claude[:MODEL] or openai:MODEL[@URL]"
+    "local, local:NAME[+ADAPTER|+off], mlx:PATH_OR_ID[+ADAPTER], gguf:PATH[+ADAPTER], claude[:MODEL] or "
+    "openai:MODEL[@URL]"
 )
+
+NO_ADAPTER = "+off"
+"""After a name: the base model alone, also where an adapter is shipped or configured for it."""
 
 _FASTEST_FIRST: tuple[EngineName, ...] = ("mlx", "llamacpp")
 
@@ -59,15 +63,17 @@ def _meant(spec: str, config: AgentConfig) -> str:
 
 
 def _build_named(text: str, config: AgentConfig, *, cache_dir: Path, on_progress: Progress) -> "Model":
-    name, adapter = split_name(text)
+    name, adapter = split_name(text.removesuffix(NO_ADAPTER))
+    bare = text.endswith(NO_ADAPTER)
     model = entry(name, config.models)
+    own = None if bare else model.adapter
     options = config.engine.overridden(model.engine)
     given = {"cache_dir": cache_dir, "on_progress": on_progress, "options": options}
     engine = engine_for(model, cache_dir)
     if model.package:
-        return _module(engine).build_named(EMBEDDED, adapter or model.adapter, **given)
+        return _module(engine).build_named(EMBEDDED, adapter or own, bare=bare, **given)
     path = find_weights(model, engine=engine, cache_dir=cache_dir)
-    return _module(engine).build(str(path), adapter or model.adapter, **given)
+    return _module(engine).build(str(path), adapter or own, **given)
 
 
 def _module(name: EngineName) -> ModuleType:

@@ -144,11 +144,17 @@ def _constraint(grammar: CallGrammar) -> dict[str, object]:
 
 
 def build_named(
-    name: str, adapter: Path | None, *, cache_dir: Path, on_progress: Progress, options: EngineOptions = _DEFAULTS
+    name: str,
+    adapter: Path | None,
+    *,
+    cache_dir: Path,
+    on_progress: Progress,
+    options: EngineOptions = _DEFAULTS,
+    bare: bool = False,
 ) -> "LocalModel":
-    """A model that comes as a package, with the user's adapter or with the one that is shipped for it."""
+    """A model that comes as a package, with the user's adapter or the one that is shipped for it, or `bare` of both."""
     model = entry(name)
-    chosen = adapter or shipped_adapter(name)
+    chosen = None if bare else adapter or shipped_adapter(name)
     files = partial(embedded_files, cache_dir, adapter=chosen, on_progress=on_progress)
     label = adapter.name if adapter else "punie"
     title = f"{name}+{label}@{adapter_hash(chosen)}" if chosen else name

@@ -1,8 +1,8 @@
-"""Completion in the chat: slash commands at the start of a line, files after `@`."""
+"""Completion in the chat: slash commands and what follows them at the start of a line, files after `@`."""
 
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from prompt_toolkit.completion import CompleteEvent, Completer, Completion
@@ -18,14 +18,16 @@ _SECONDS_KNOWN = 5.0
 
 
 class ChatCompleter(Completer):
-    """Completes what the chat understands besides plain words."""
+    """Completes what the chat understands besides plain words.
+
+    `words` gives what may stand in place of the last word of a slash command, each with what it means.
+    """
 
     def __init__(
-        self, *, commands: Mapping[str, str], files: Callable[[], Sequence[str]], models: Callable[[], Sequence[str]]
+        self, *, files: Callable[[], Sequence[str]], words: Callable[[str], Iterable[tuple[str, str]]]
     ) -> None:
-        self._commands = commands
         self._files = files
-        self._models = models
+        self._words = words
         self._known: Sequence[str] = ()
         self._known_at = -_SECONDS_KNOWN
 
@@ -35,12 +37,10 @@ class ChatCompleter(Completer):
         text = document.text_before_cursor
         if mention := _MENTION.search(text):
             yield from self._mentions(mention[1])
-        elif text.startswith("/model "):
-            yield from _starting(text.removeprefix("/model "), self._models())
-        elif text.startswith("/") and " " not in text and "\n" not in text:
-            for name, summary in self._commands.items():
-                if name.startswith(text):
-                    yield Completion(name, start_position=-len(text), display_meta=summary)
+        elif text.startswith("/") and "\n" not in text:
+            typed = text.rpartition(" ")[2]
+            for word, meaning in self._words(text):
+                yield Completion(word, start_position=-len(typed), display_meta=meaning)
 
     def _mentions(self, typed: str) -> Iterator[Completion]:
         if time.monotonic() - self._known_at > _SECONDS_KNOWN:
@@ -50,17 +50,30 @@ class ChatCompleter(Completer):
             yield Completion(path, start_position=-len(typed))
 
 
-def _starting(typed: str, names: Sequence[str]) -> Iterator[Completion]:
-    for name in names:
-        if name.startswith(typed):
-            yield Completion(name, start_position=-len(typed))
-
-
 def matching(typed: str, paths: Sequence[str]) -> list[str]:
-    """Return the paths that contain what was typed, those whose file name starts with it first."""
+    """Return the paths that hold what was typed, at least letter by letter in this order; the closest ones first."""
     wanted = typed.lower()
-    found = [path for path in paths if wanted in path.lower() and " " not in path and not hidden_characters(path)]
-    return sorted(found, key=lambda path: (not path.rpartition("/")[2].lower().startswith(wanted), len(path), path))
+    scattered = re.compile(".*?".join(map(re.escape, wanted)))
+    ranked: list[tuple[int, int, str]] = []
+    for path in paths:
+        rank = _rank(wanted, path.lower(), scattered)
+        if rank is not None and " " not in path and not hidden_characters(path):
+            ranked.append((rank, len(path), path))
+    return [path for _, _, path in sorted(ranked)]
+
+
+def _rank(wanted: str, path: str, scattered: "re.Pattern[str]") -> int | None:
+    """How far a path is from what was typed; None if it does not hold it at all."""
+    name = path.rpartition("/")[2]
+    if name.startswith(wanted):
+        return 0
+    if wanted in name:
+        return 1
+    if wanted in path:
+        return 2
+    if scattered.search(name):
+        return 3
+    return 4 if scattered.search(path) else None
 
 
 def without_marks(prompt: str, *, root: Path) -> str:

@@ -8,7 +8,7 @@ from platformdirs.unix import Unix
 from prompt_toolkit import PromptSession
 from prompt_toolkit.completion import Completer, ThreadedCompleter
 from prompt_toolkit.history import FileHistory, History, InMemoryHistory
-from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
+from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent, merge_key_bindings
 from prompt_toolkit.styles import Style
 
 _STYLE = Style.from_dict({"bottom-toolbar": "noreverse", "bottom-toolbar.text": "fg:ansibrightblack"})
@@ -32,15 +32,17 @@ def history_in(directory: Path) -> History:
     return FileHistory(str(file))
 
 
-def input_session(*, history: History, completer: Completer, toolbar: Callable[[], str]) -> PromptSession[str]:
-    """The session that reads prompts."""
+def input_session(
+    *, history: History, completer: Completer, toolbar: Callable[[], str], keys: KeyBindings
+) -> PromptSession[str]:
+    """The session that reads prompts; `keys` are bound besides those for new lines."""
     return PromptSession(
         history=history,
         completer=ThreadedCompleter(completer),
         complete_while_typing=True,
         multiline=True,
         prompt_continuation="  ",
-        key_bindings=_keys(),
+        key_bindings=merge_key_bindings([_keys(), keys]),
         bottom_toolbar=toolbar,
         refresh_interval=0.5,
         enable_open_in_editor=True,

@@ -16,6 +16,7 @@ from punie.ui.options import Options
 if TYPE_CHECKING:
     from pydantic_ai.messages import ModelMessage
 
+    from punie.agent.difference import Difference
     from punie.agent.session import Session, SessionInfo, SessionStore
     from punie.agent.undo import Undone
 
@@ -103,6 +104,38 @@ class Kept:
         if session is None:
             raise NOT_STORED
         return told(session.undo() if direction == "undo" else session.redo(), direction)
+
+    def current(self) -> str:
+        """The id of the conversation. UsageError if nothing of it is stored yet."""
+        if self._session is None or not self._session.messages:
+            raise NOT_STORED if not self.on else UsageError("Nothing is stored of this conversation yet.")
+        return self._session.id
+
+    def rename(self, title: str) -> None:
+        """Give the conversation another title."""
+        self._opened().rename(self.current(), title)
+
+    def export(self, name: str) -> Path:
+        """Write the conversation to a new file of the workspace; as JSON lines if it is named so, else as Markdown.
+
+        UsageError if that cannot be.
+        """
+        from punie.ui.sessions import export_to
+
+        path = self._setup.root / Path(name or f"punie-{self.current()[:_NAMED]}.md").expanduser()
+        export_to(self._opened(), self.current(), markdown=path.suffix != ".jsonl", output=str(path))
+        return path
+
+    def difference(self) -> "Difference":
+        """What the conversation changed in files."""
+        from punie.agent.difference import Difference, difference
+
+        return Difference("") if self._session is None else difference(self._session.journal)
+
+    def choices(self) -> list[tuple[str, str]]:
+        """The sessions of this directory for a completion: the beginning of the id, and the title."""
+        found = self._opened().list(self._setup.root)[:_LISTED] if self.on else []
+        return [(info.id[:_NAMED], one_line(info.title, width=50)) for info in found]
 
     def _id(self, given: str) -> str:
         if not given.isdigit() or int(given) > _LISTED:

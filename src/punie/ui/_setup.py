@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from pydantic_ai import Agent
     from pydantic_ai.models import Model
 
-    from punie.agent.approval import Approver
+    from punie.agent.approval import Approver, Gate
     from punie.agent.memory import Memory
     from punie.agent.permissions import Permissions
     from punie.tools import Workspace
@@ -56,6 +56,12 @@ class Setup:
         """Keep rules that the user allowed for good. Raises ConfigError if they cannot be written."""
         if self.local_file is not None:
             remember_rules(self.local_file, rules, root=self.root)
+
+    def with_mode(self, mode: PermissionMode) -> "Setup":
+        """Return the same in another permission mode. Raises ConfigError where it cannot be had."""
+        if mode == "auto":
+            _need_sandbox(self.settings)
+        return replace(self, mode=mode)
 
     def with_model(self, spec: str) -> "Setup":
         """Return the same with another model, which may be an alias."""
@@ -148,8 +154,8 @@ def _read_ahead(model: "Model", setup: Setup) -> None:
         model.warm(instructions, [tool.tool_def for tool in offered])
 
 
-def assemble(setup: Setup, *, model: "Model", ask: "Approver") -> "Agent[Workspace, str]":
-    """Make the agent; `ask` decides where the permission mode leaves it to the user.
+def assemble(setup: Setup, *, model: "Model", ask: "Approver", gate: "Gate | None" = None) -> "Agent[Workspace, str]":
+    """Make the agent; `ask` decides where the permission mode leaves it to the user, or `gate` about every call.
 
     The model is offered the same tools in every mode, so that a conversation keeps its beginning when the mode
     changes; what a mode does not allow is refused when it is called.
@@ -158,16 +164,8 @@ def assemble(setup: Setup, *, model: "Model", ask: "Approver") -> "Agent[Workspa
 
     from punie.agent.factory import create_agent
 
-    permissions = permissions_of(setup)
     pydantic_ai.BANNER_ENABLED = False  # the terminal is Punie's to draw on
-    return create_agent(
-        setup.config,
-        model=model,
-        approve=ask,
-        permissions=permissions,
-        remember=setup.remember,
-        memory=memory_of(setup),
-    )
+    return create_agent(setup.config, model=model, gate=gate or gate_for(setup, ask=ask), memory=memory_of(setup))
 
 
 def memory_of(setup: Setup) -> "Memory":
@@ -189,3 +187,25 @@ def permissions_of(setup: Setup) -> "Permissions":
     from punie.agent.permissions import Permissions
 
     return Permissions(setup.mode, setup.rules, uses_sandbox=True, trusted=setup.trusted, home=setup.home)
+
+
+def gate_for(setup: Setup, *, ask: "Approver") -> "Gate":
+    """What decides about calls; `ask` where the permission mode leaves it to the user."""
+    from punie.agent.approval import Gate
+
+    return Gate(ask, permissions_of(setup), remember=setup.remember)
+
+
+_IN_TURN: tuple[PermissionMode, ...] = ("default", "acceptEdits", "plan", "auto")
+"""The modes that one key goes through; the two others are chosen by name."""
+
+
+def mode_after(setup: Setup) -> PermissionMode:
+    """The mode that the key for it takes next; `auto` only where a sandbox works."""
+    place = _IN_TURN.index(setup.mode) + 1 if setup.mode in _IN_TURN else 0
+    mode = _IN_TURN[place % len(_IN_TURN)]
+    if mode != "auto":
+        return mode
+    from punie.tools import sandbox_state
+
+    return "auto" if sandbox_state(setup.settings.sandbox).active else _IN_TURN[0]

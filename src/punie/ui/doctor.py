@@ -57,14 +57,19 @@ def run(options: Options) -> int:
 
 
 def _print(finding: Finding) -> None:
-    sys.stdout.write(clean(f"{_MARKS[finding.kind]}  {finding.subject:<10} {finding.said}") + "\n")
+    sys.stdout.write(clean(line_of(finding)) + "\n")
     for line in finding.cure.splitlines():
         sys.stdout.write(clean(f"      -> {line}") + "\n")
     sys.stdout.flush()
 
 
-def findings(options: Options) -> Iterator[Finding]:
-    """Check one thing after the other; what builds on something broken is left out."""
+def line_of(finding: Finding) -> str:
+    """What was found, without its cure."""
+    return f"{_MARKS[finding.kind]}  {finding.subject:<10} {finding.said}"
+
+
+def findings(options: Options, *, asks: bool = True) -> Iterator[Finding]:
+    """Check one thing after the other; what builds on something broken is left out. `asks`: the model a question."""
     yield Finding("ok", "python", f"{sys.version.split()[0]} at {sys.executable}")
     yield _engine()
     yield from _mlx()
@@ -92,7 +97,8 @@ def findings(options: Options) -> Iterator[Finding]:
         yield found
         if found.kind != "ok":
             return
-    yield _canary(setup)
+    if asks:
+        yield _canary(setup)
 
 
 def _engine() -> Finding:

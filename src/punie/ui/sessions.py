@@ -34,7 +34,7 @@ def run(
             case "show":
                 sys.stdout.write(clean(as_markdown(store, _one(names))))
             case "export":
-                _export(store, _one(names), markdown=markdown, output=output)
+                export_to(store, _one(names), markdown=markdown, output=output)
             case "import":
                 _import(store, _one(names), options.cwd)
             case "rm" | "delete":
@@ -61,7 +61,8 @@ def _list(store: "SessionStore", workspace: Path | None) -> None:
         sys.stderr.write("punie: there are no sessions here; --all shows those of other directories\n")
 
 
-def _export(store: "SessionStore", name: str, *, markdown: bool, output: str | None) -> None:
+def export_to(store: "SessionStore", name: str, *, markdown: bool, output: str | None) -> None:
+    """Write a session to a new file, or to standard output. UsageError if that cannot be."""
     text = clean(as_markdown(store, name)) if markdown else "".join(f"{line}\n" for line in store.export(name))
     if output is None:
         sys.stdout.write(text)

@@ -3,26 +3,35 @@
 import asyncio
 import os
 import re
+import shutil
 import signal
 import sys
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from prompt_toolkit.history import InMemoryHistory
+from prompt_toolkit.keys import Keys
 from rich.console import Console
 from rich.text import Text
 
-from punie.errors import PunieError, UsageError
+from punie.errors import PunieError, SessionError, UsageError
+from punie.ui import commands
 from punie.ui._clean import clean, one_line
 from punie.ui._complete import ChatCompleter, without_marks
+from punie.ui._folds import Folds
 from punie.ui._input import history_in, input_session, state_dir
 from punie.ui._kept import Kept, last_words
 from punie.ui._keyboard import quiet_keys
+from punie.ui._keys import chat_keys, opens_editor
 from punie.ui._loading import Loaded, Loading
+from punie.ui._pastes import Pastes, WholeHistory
 from punie.ui._screen import Screen
-from punie.ui._setup import Setup, assemble, prepare
+from punie.ui._setup import Setup, assemble, gate_for, mode_after, prepare
+from punie.ui._status import Status, fitted
+from punie.ui._typing import Typing
 from punie.ui.options import Options
 from punie.ui.trust import ask_at_terminal, offer
 
@@ -30,73 +39,84 @@ if TYPE_CHECKING:
     from pydantic_ai import Agent, CancellationToken
     from pydantic_ai.messages import ModelMessage
 
-    from punie.agent.approval import Decision, Request
+    from punie.agent.approval import Decision, Gate, Request
     from punie.agent.events import TurnEnded
+    from punie.agent.session import Session
+    from punie.config import PermissionMode
     from punie.tools import Workspace
 
-COMMANDS: Mapping[str, str] = {
-    "/help": "what can be typed here",
-    "/model": "show the model, or go on with another: /model SPEC",
-    "/clear": "forget the conversation and start a new one",
-    "/sessions": "list the stored conversations of this directory",
-    "/resume": "go on with another one: /resume NUMBER or ID",
-    "/fork": "go on with a copy of this conversation",
-    "/undo": "take back what the last turn did to files",
-    "/redo": "do again what was taken back",
-    "/tokens": "tokens used so far",
-    "/exit": "leave",
-}
-
-_HELP = """\
-Ask about the code, or say what to change. Files can be named with @ (Tab completes).
-
-Enter sends · Ctrl-J, Alt-Enter or a \\ before Enter start a new line · Ctrl-R searches the history
-Ctrl-C stops the answer, twice leaves · Ctrl-D leaves
-"""
-
 _SECONDS_TO_LEAVE = 2.0
+_COMMAND = re.compile(r"/[a-z]*")
 T = TypeVar("T")
 
 
 def run(options: Options) -> int:
     """Chat until the user leaves; return the exit code."""
-    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+    if not (_is_terminal(sys.stdin) and _is_terminal(sys.stdout)):
         raise UsageError("The chat needs a terminal.", "For one answer without one: punie -p PROMPT")
     setup = prepare(options, env=os.environ)
     if offer(setup, env=os.environ, ask=ask_at_terminal):
         setup = prepare(options, env=os.environ)
-    chat = Chat(setup, console=Console(highlight=False), verbose=options.verbose)
+    chat = Chat(setup, console=Console(highlight=False), options=options)
     chat.begin(options)
     return asyncio.run(chat.run(options.prompt))
+
+
+def _is_terminal(stream: object) -> bool:
+    """Whether it is one; a closed stream is None, or raises."""
+    try:
+        return bool(getattr(stream, "isatty", bool)())
+    except ValueError:
+        return False
 
 
 class Chat:
     """One conversation, until it is cleared, and what is on the screen around it."""
 
-    def __init__(self, setup: Setup, *, console: Console, verbose: bool = False) -> None:
-        self._setup = setup
-        self._verbose = verbose
-        self._console = console
-        self._history: Sequence[ModelMessage] = ()
-        self._kept = Kept(setup)
+    def __init__(self, setup: Setup, *, console: Console, options: Options) -> None:
+        self.setup = setup
+        self.options = options
+        self.console = console
+        self.history: Sequence[ModelMessage] = ()
+        self.kept = Kept(setup)
+        self.status = Status()
+        self.folds = Folds()
+        self.leaving = False
+        self.asides: list[str] = []
+        """What the user ran by hand and the model has not been told yet."""
+        self.edit_next = False
+        """Whether the next prompt opens in the editor."""
+        self.pastes = Pastes()
+        self.typing = Typing(self.pastes)
+        self.typing.keys = {
+            Keys.Escape: self._stop_turn,
+            Keys.ControlO: self.unfold,
+            Keys.BackTab: self.next_mode,
+        }
+        self._gate: Gate | None = None
+        self._stores = True
         self._listing = False
         self._loading: Loading | None = None
         self._agent: Agent[Workspace, str] | None = None
         self._screen: Screen | None = None
         self._cancellation: CancellationToken | None = None
-        self._tokens = (0, 0)
         self._interrupted_at = -_SECONDS_TO_LEAVE
         self._stopping = False
         self._restore_keys: Callable[[], None] = _nothing
         history = history_in(state_dir(os.environ)) if setup.settings.save_sessions else InMemoryHistory()
-        completer = ChatCompleter(commands=COMMANDS, files=self._files, models=self._models)
-        self._input = input_session(history=history, completer=completer, toolbar=self._toolbar)
+        self._typed_before = WholeHistory(history, self.pastes)
+        self._input = input_session(
+            history=self._typed_before,
+            completer=ChatCompleter(files=self._files, words=lambda text: commands.completions(self, text)),
+            toolbar=self._toolbar,
+            keys=chat_keys(self.pastes, unfold=self.unfold, next_mode=self.next_mode),
+        )
 
     def begin(self, options: Options) -> None:
         """Go on with the session the flags name. UsageError if there is none, SessionError if it cannot be stored."""
         self._listing = options.resume == "" and not options.fork
         if not self._listing:
-            self._history = self._kept.start(options)
+            self.history = self.kept.start(options)
 
     async def run(self, first: str | None) -> int:
         """Take prompts until the user leaves, or a signal ends it the orderly way: the terminal is restored."""
@@ -117,144 +137,186 @@ class Chat:
                     raise
                 return 128 + ended[0]
             finally:
-                self._kept.close()
+                self.kept.close()
 
     async def _converse(self, first: str | None) -> int:
         self._greet()
         if first and first.strip():
-            self._console.print(Text(f"> {clean(first)}", "bold"))
-            await self._turn(first)
-        while True:
-            try:
-                typed = await self._input.prompt_async("> ", pre_run=self._prefetch)
-            except EOFError:
-                return 0
-            except KeyboardInterrupt:
-                if self._leaves():
-                    return 130
-                continue
-            if typed.strip() and not await self._understood(typed.strip()):
-                return 0
+            self.typing.queued.append(first)
+        while not self.leaving:
+            if self.typing.queued:
+                typed = self.typing.queued.pop(0)
+                self.console.print(Text(f"> {clean(typed)}", "bold"))
+            else:
+                try:
+                    typed = await self._typed()
+                except EOFError:
+                    return 0
+                except KeyboardInterrupt:
+                    if self._leaves():
+                        return 130
+                    continue
+            whole = self.pastes.expanded(typed).strip()
+            if whole:
+                await self._understood(whole)
+        return 0
+
+    async def _typed(self) -> str:
+        editing, self.edit_next = self.edit_next, False
+
+        def begin() -> None:
+            self._start_loading()
+            if editing:
+                opens_editor(self.pastes)
+
+        return await self._input.prompt_async("> ", pre_run=begin, default=self.typing.take_draft())
 
     def _leaves(self) -> bool:
         now = time.monotonic()
         if now - self._interrupted_at < _SECONDS_TO_LEAVE:
             return True
         self._interrupted_at = now
-        self._console.print(Text("Ctrl-C again, or Ctrl-D, to leave", "dim"))
+        self.console.print(Text("Ctrl-C again, or Ctrl-D, to leave", "dim"))
         return False
 
     def _greet(self) -> None:
-        self._console.print(Text.assemble(("punie", "bold"), (f"  {self._place()}  ·  /help", "dim")))
-        for notice in self._setup.notices:
-            self._console.print(Text(clean(notice), "yellow"))
-        for line in self._setup.about:
-            self._console.print(Text(clean(line), "dim"))
-        if self._history:
-            self._show_history()
+        self.console.print(Text.assemble(("punie", "bold"), (f"  {self._place()}  ·  /help", "dim")))
+        self.say(self.setup.about, style="dim")
+        for notice in self.setup.notices:
+            self.warn(notice)
+        if self.setup.settings.save_sessions and not self._typed_before.is_kept:
+            self.warn(f"{state_dir(os.environ)} cannot be written: neither what you type nor the conversation is kept.")
+        if self.history:
+            self.show_history()
         if self._listing:
-            self._session_command("/sessions", "")
+            self.say([*self.kept.listed(), "/resume NUMBER goes on with one of them"])
 
-    # --- commands ---
+    # --- what commands use ---
 
-    async def _understood(self, typed: str) -> bool:
-        """Do what was typed; False means leave."""
-        word, _, rest = typed.partition(" ")
-        if not re.fullmatch(r"/[a-z]*", word):
-            await self._turn(typed)
-        elif word in ("/exit", "/quit"):
-            return False
-        elif word == "/model":
-            await self._change_model(rest.strip())
-        elif word in ("/sessions", "/resume", "/fork", "/undo", "/redo"):
-            self._session_command(word, rest.strip())
-        elif word == "/clear":
-            self._history, self._tokens = (), (0, 0)
-            self._kept.forget()
-            self._console.print(Text("A new conversation.", "dim"))
-        elif word == "/tokens":
-            self._console.print(f"{self._tokens[0]} tokens in, {self._tokens[1]} out")
-        else:
-            self._help(word)
-        return True
-
-    def _help(self, word: str) -> None:
-        if word != "/help":
-            self._console.print(Text(f"There is no {word}.", "yellow"))
-        for name, summary in COMMANDS.items():
-            self._console.print(Text.assemble((f"{name:<9}", "bold"), summary))
-        self._console.print(Text("\n" + _HELP, "dim"))
-
-    def _session_command(self, word: str, rest: str) -> None:
-        try:
-            match word:
-                case "/sessions":
-                    self._say([*self._kept.listed(), "/resume NUMBER goes on with one of them"])
-                case "/fork" if not rest and not self._history:
-                    self._say(["There is nothing to copy yet."])
-                case "/resume" | "/fork":
-                    self._history = self._kept.resume(rest) if word == "/resume" else self._kept.fork(rest)
-                    self._tokens = (0, 0)
-                    self._show_history()
-                case _:
-                    self._say(self._kept.turned(word[1:]))
-        except PunieError as error:
-            self._console.print(Text(clean(str(error)), "red"))
-
-    def _say(self, lines: Sequence[str]) -> None:
+    def say(self, lines: Sequence[str], *, style: str = "") -> None:
+        """Print lines, safe for a terminal."""
         for line in lines:
-            self._console.print(Text(clean(line)))
+            self.console.print(Text(clean(line), style))
 
-    def _show_history(self) -> None:
+    def warn(self, text: str) -> None:
+        """Print something the user should know."""
+        self.say([text], style="yellow")
+
+    def go_on_with(self, messages: "Sequence[ModelMessage]") -> None:
+        """Take up another conversation, or with no messages begin one."""
+        self.history = messages
+        self.asides.clear()
+        self.status.forget()
+        if messages:
+            self.show_history()
+
+    def show_history(self) -> None:
         """Where the conversation stands: how long it is, and what was said last."""
-        asked, answered = last_words(self._history)
-        self._console.print(Text(f"Going on after {len(self._history)} messages.", "dim"))
-        self._console.print(Text.assemble((f"> {clean(asked)}\n", "bold"), clean(answered)))
+        asked, answered = last_words(self.history)
+        self.say([f"Going on after {len(self.history)} messages."], style="dim")
+        self.console.print(Text.assemble((f"> {clean(asked)}\n", "bold"), clean(answered)))
 
-    async def _change_model(self, spec: str) -> None:
-        if not spec:
-            self._console.print(Text(f"{self._setup.config.model}  (others: {', '.join(self._models())})"))
-            return
-        before = self._setup, self._loading, self._agent
-        self._setup, self._agent = self._setup.with_model(spec), None
-        self._loading = Loading(self._setup, on_status=self._show_status)
-        loaded = await self._watched(self._ready)
-        if loaded is None:
-            self._setup, self._loading, self._agent = before
-        self._console.print(Text(f"Model: {one_line(self._setup.config.model, width=200)}", "dim"))
+    async def change_model(self, spec: str) -> None:
+        """Go on with another model; what was said stays. One that cannot be loaded changes nothing."""
+        before = self.setup, self._loading, self._agent
+        self.setup, self._agent = self.setup.with_model(spec), None
+        self._loading = Loading(self.setup, on_status=self._show_status)
+        if await self.watched(self._ready) is None:
+            self.setup, self._loading, self._agent = before
+        self.say([f"Model: {one_line(self.setup.config.model, width=200)}"], style="dim")
+
+    async def loaded(self) -> Loaded | None:
+        """The model and the workspace; None where the user stopped waiting, or they cannot be had and that was said."""
+        return await self.watched(self._ready)
+
+    def session(self) -> "Session | None":
+        """Where the next turn is stored; None, said once, where nothing can be."""
+        if not self._stores:
+            return None
+        try:
+            return self.kept.session()
+        except SessionError as error:
+            self._stores = False
+            self.warn(f"This conversation is not stored, and its changes cannot be undone. {error}")
+            return None
+
+    def set_mode(self, mode: "PermissionMode") -> None:
+        """Go on in another permission mode, also in the middle of a turn. ConfigError where it cannot be had."""
+        self.setup = self.setup.with_mode(mode)
+        if self._gate is not None:
+            self._gate.permissions = replace(self._gate.permissions, mode=mode)
+
+    def next_mode(self) -> None:
+        """Go on in the mode after this one."""
+        self.set_mode(mode_after(self.setup))
+
+    def unfold(self) -> None:
+        """Print the whole output of the last tool call; the next time, of the one before."""
+        self.folds.unfold(self.console)
+
+    def gate(self) -> "Gate":
+        """What decides about calls, with everything that was granted so far."""
+        if self._gate is None:
+            self._gate = gate_for(self.setup, ask=self._ask)
+        return self._gate
+
+    async def ask_model(self, prompt: str) -> None:
+        """One turn with this prompt."""
+        plain = without_marks(prompt, root=self.setup.root)
+        whole = "\n\n".join([*self.asides, plain])
+        self.asides.clear()
+        await self.watched(lambda screen: self._answer(whole, screen))
+        if self.console.is_dumb_terminal:
+            self.say([self._toolbar()])
+        self.console.print()
 
     # --- one turn ---
 
-    async def _turn(self, prompt: str) -> None:
-        plain = without_marks(prompt, root=self._setup.root)
-        await self._watched(lambda screen: self._answer(plain, screen))
-        self._console.print()
+    async def _understood(self, typed: str) -> None:
+        word, _, rest = typed.partition(" ")
+        try:
+            if _COMMAND.fullmatch(word):
+                await commands.run(self, word, rest.strip())
+            elif typed.startswith("!"):
+                from punie.ui._by_hand import run_by_hand
 
-    async def _watched(self, work: Callable[[Screen], Awaitable[T]]) -> T | None:
+                await run_by_hand(self, typed[1:].strip())
+            else:
+                await self.ask_model(typed)
+        except PunieError as error:
+            self.say([str(error)], style="red")
+
+    async def watched(self, work: Callable[[Screen], Awaitable[T]]) -> T | None:
         """Do something that Ctrl-C may stop; None when it was stopped, or failed in a way the user can act on."""
-        with Screen(self._console) as screen:
+        with Screen(self.console, typing=self.typing, folds=self.folds, footer=self._toolbar) as screen:
+            self._screen = screen
             task = asyncio.ensure_future(work(screen))
             loop = asyncio.get_running_loop()
             loop.add_signal_handler(signal.SIGINT, lambda: self._stop(task, screen))
+            self.typing.keys = {**self.typing.keys, Keys.Escape: lambda: self._stop(task, screen, leaves=False)}
             try:
                 return await task
             except asyncio.CancelledError:
                 if not self._stopping:
                     raise
             except PunieError as error:
-                self._console.print(Text(clean(str(error)), "red"))
+                self.say([str(error)], style="red")
             finally:
                 loop.remove_signal_handler(signal.SIGINT)
+                if self._stopping:
+                    self.typing.take_back()
                 self._stopping = False
+                self._screen = None
         return None
 
-    def _stop(self, task: "asyncio.Future[T]", screen: Screen) -> None:
-        if self._stopping:  # Asked twice: whatever holds the turn up is not worth waiting for.
+    def _stop(self, task: "asyncio.Future[T]", screen: Screen, *, leaves: bool = True) -> None:
+        if self._stopping and leaves:  # Asked twice: whatever holds the turn up is not worth waiting for.
             screen.pause()
             self._restore_keys()
             os._exit(130)
         self._stopping = True
-        self._interrupted_at = time.monotonic()
+        if leaves:
+            self._interrupted_at = time.monotonic()
         screen.status("Stopping")
         if self._cancellation is not None:
             self._cancellation.cancel()
@@ -279,31 +341,32 @@ class Chat:
         from punie.ui._draw import TurnDrawing
 
         if self._agent is None:
-            self._agent = assemble(self._setup, model=loaded.model, ask=self._ask)
-        drawing = TurnDrawing(screen, verbose=self._verbose)
-        session = self._kept.session()
-        for notice in self._kept.notices():
-            self._console.print(Text(clean(notice), "yellow"))
-        self._screen, self._cancellation = screen, CancellationToken()
+            self._agent = assemble(self.setup, model=loaded.model, ask=self._ask, gate=self.gate())
+        drawing = TurnDrawing(screen, verbose=self.options.verbose)
+        session = self.session()
+        for notice in self.kept.notices():
+            self.warn(notice)
+        self._cancellation = CancellationToken()
         try:
             async for event in run_turn(
                 self._agent,
                 prompt,
                 workspace=loaded.workspace,
-                config=self._setup.config,
-                history=self._history,
+                config=self.setup.config,
+                history=self.history,
                 cancellation=self._cancellation,
                 session=session,
             ):
                 drawing.take(event)
                 if isinstance(event, TurnEnded):
-                    self._keep(event)
+                    self._keep(event, loaded)
         finally:
-            self._screen = self._cancellation = None
+            self._cancellation = None
 
-    def _keep(self, ended: "TurnEnded") -> None:
-        self._history = ended.messages
-        self._tokens = (self._tokens[0] + ended.usage.input_tokens, self._tokens[1] + ended.usage.output_tokens)
+    def _keep(self, ended: "TurnEnded", loaded: Loaded) -> None:
+        self.status.window = loaded.model.context_window
+        self.status.take(ended, new=ended.messages[len(self.history) :])
+        self.history = ended.messages
 
     async def _ask(self, request: "Request") -> "Decision":
         """Ask the user about one call, on a screen that nothing else draws on."""
@@ -311,7 +374,7 @@ class Chat:
 
         from punie.ui._ask import Question
 
-        question = Question(self._console, prompt=PromptSession(history=InMemoryHistory()), stop=self._stop_turn)
+        question = Question(self.console, prompt=PromptSession(history=InMemoryHistory()), stop=self._stop_turn)
         screen = self._screen
         if screen is None:
             return await question.ask(request)
@@ -328,12 +391,9 @@ class Chat:
 
     # --- what the input line knows ---
 
-    def _prefetch(self) -> None:
-        self._start_loading()
-
     def _start_loading(self) -> Loading:
         if self._loading is None or self._loading.failed:
-            self._loading = Loading(self._setup, on_status=self._show_status)
+            self._loading = Loading(self.setup, on_status=self._show_status)
         return self._loading
 
     def _show_status(self, status: str) -> None:
@@ -341,29 +401,25 @@ class Chat:
             self._screen.status(status)
 
     def _files(self) -> Sequence[str]:
+        """Of the workspace that tools use once there is one: it knows what is hidden from them."""
         loaded = self._loading.loaded if self._loading else None
-        return [entry.path for entry in loaded.workspace.files()] if loaded else ()
+        if loaded is not None:
+            return [entry.path for entry in loaded.workspace.files()]
+        from punie.tools._walk import walk_files
 
-    def _models(self) -> Sequence[str]:
-        from punie.backends.catalogue import known
-
-        settings = self._setup.settings
-        return ("local", *(f"local:{name}" for name in known(settings.models)), "claude", *settings.aliases)
+        return [entry.path for entry in walk_files(self.setup.root)]
 
     def _place(self) -> str:
         home = str(Path.home())
-        root = str(self._setup.root)
+        root = str(self.setup.root)
         return one_line("~" + root.removeprefix(home) if root.startswith(home + "/") else root, width=60)
 
     def _toolbar(self) -> str:
-        parts = [one_line(self._setup.config.model, width=40)]
-        if self._setup.mode != "default":
-            parts.append(self._setup.mode)
-        if any(self._tokens):
-            parts.append(f"{self._tokens[0]:,} tokens in, {self._tokens[1]:,} out")
+        width = shutil.get_terminal_size().columns
+        parts = [one_line(self.setup.config.model, width=max(width // 3, 12)), self.setup.mode]
         if self._loading is not None and self._loading.loaded is None:
             parts.append("failed to load" if self._loading.failed else self._loading.status)
-        return " · ".join([*parts, self._place()])
+        return fitted([*parts, *self.status.parts(), self._place()], width=width)
 
 
 def _nothing() -> None:

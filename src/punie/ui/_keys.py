@@ -1,0 +1,49 @@
+"""Keys of the chat's input line besides those of any line: modes, unfolding, long pastes, the editor."""
+
+from collections.abc import Callable
+
+from prompt_toolkit.application import get_app, run_in_terminal
+from prompt_toolkit.buffer import Buffer
+from prompt_toolkit.document import Document
+from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
+from prompt_toolkit.keys import Keys
+
+from punie.ui._pastes import Pastes
+
+
+def chat_keys(pastes: Pastes, *, unfold: Callable[[], None], next_mode: Callable[[], None]) -> KeyBindings:
+    """Shift-Tab takes the next permission mode, Ctrl-O unfolds tool calls, Ctrl-X Ctrl-E opens the editor."""
+    keys = KeyBindings()
+
+    @keys.add(Keys.BackTab)
+    def _(event: KeyPressEvent) -> None:
+        if event.current_buffer.complete_state:  # there it goes back among the completions
+            event.current_buffer.complete_previous()
+        else:
+            next_mode()
+
+    @keys.add(Keys.ControlO)
+    def _(event: KeyPressEvent) -> None:
+        del event
+        run_in_terminal(unfold)
+
+    @keys.add(Keys.BracketedPaste)
+    def _(event: KeyPressEvent) -> None:
+        event.current_buffer.insert_text(pastes.collapsed(event.data))
+
+    @keys.add(Keys.ControlX, Keys.ControlE)
+    def _(event: KeyPressEvent) -> None:
+        _open(event.current_buffer, pastes)
+
+    return keys
+
+
+def opens_editor(pastes: Pastes) -> None:
+    """Open the editor on the line of the prompt that is being shown."""
+    _open(get_app().current_buffer, pastes)
+
+
+def _open(buffer: Buffer, pastes: Pastes) -> None:
+    """In the editor there is room for all of a paste."""
+    buffer.document = Document(pastes.expanded(buffer.text))
+    buffer.open_in_editor()
