@@ -17,10 +17,11 @@ from types import MappingProxyType
 from typing import Annotated, Literal
 
 from platformdirs.unix import Unix
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource
 
 from punie.errors import ConfigError
+from punie.extensions import Hooks, RuleText
 from punie.local_models import EngineOptions, ModelName, NonEmpty, Positive, UserModel
 from punie.rules import Rule, RuleSet, parse_rule, split_rules
 from punie.trust import TrustStore, locked, project_root, state_directory, workspace_key, write_private
@@ -43,7 +44,7 @@ INSTRUCTION_FILES = ("AGENTS.md", "CLAUDE.md")
 # A project file may tune the work, never widen what Punie may do or where its words are sent.
 PROJECT_KEYS = frozenset(
     {"model", "stop_sequences", "tools", "instructions", "temperature", "max_tokens", "seed", "limits"}
-    | {"disallowed_tools", "permissions"}
+    | {"disallowed_tools", "permissions", "hooks"}
 )
 
 # Lists that add up over the layers, so that no layer can take back what another one refuses.
@@ -54,13 +55,6 @@ _RULES = _ADDING_UP | {"allowed_tools"}
 _NAMED = ("aliases.", "models.")
 
 PermissionMode = Literal["plan", "default", "acceptEdits", "auto", "dontAsk", "bypassPermissions"]
-
-
-def _rule(text: str) -> str:
-    return parse_rule(text).text
-
-
-RuleText = Annotated[str, AfterValidator(_rule)]
 
 
 class PermissionRules(BaseModel):
@@ -139,6 +133,10 @@ class Settings(AgentConfig, BaseSettings):
     agents_md_tokens: Annotated[int, Field(ge=0)] | None = None
     """Tokens that AGENTS.md files may take. None: an eighth of the model's window, and of an embedded model nothing."""
     sandbox: SandboxOptions = SandboxOptions()
+    mcp_environment: tuple[NonEmpty, ...] = ()
+    """Variables that the MCP servers of projects may be given, by their exact names."""
+    hooks: Hooks = Hooks()
+    """Commands before and after calls and at the end of a turn. Those of a project stand in `Resolved`."""
 
     @classmethod
     def settings_customise_sources(
@@ -180,6 +178,8 @@ class Resolved:
     trusted: bool = False
     rules: RuleSet = field(default_factory=RuleSet)
     """The permission rules of all layers, each with its source."""
+    project_hooks: Hooks = Hooks()
+    """The hooks of the project's file; each waits for the user's agreement."""
     local_file: Path | None = None
     """Where the rules that the user grants in this directory are kept, outside of it."""
     notices: tuple[str, ...] = ()
@@ -196,8 +196,10 @@ def setting_keys() -> tuple[str, ...]:
     engine = tuple(f"engine.{name}" for name in EngineOptions.model_fields)
     rules = tuple(f"permissions.{name}" for name in PermissionRules.model_fields)
     sandbox = tuple(f"sandbox.{name}" for name in SandboxOptions.model_fields)
-    plain = (name for name in Settings.model_fields if name not in {"limits", "engine", "permissions", "sandbox"})
-    return (*plain, *limits, *engine, *rules, *sandbox)
+    hooks = tuple(f"hooks.{name}" for name in Hooks.model_fields)
+    tables = {"limits", "engine", "permissions", "sandbox", "hooks"}
+    plain = (name for name in Settings.model_fields if name not in tables)
+    return (*plain, *limits, *engine, *rules, *sandbox, *hooks)
 
 
 def value_of(settings: Settings, key: str) -> object:
@@ -297,8 +299,10 @@ def load_settings(*, cwd: Path, env: Mapping[str, str], flags: Mapping[str, obje
     trusted = root in trust_store(env) or _is_listed(root, user, home=home)
     layers = [user]
     notices: tuple[str, ...] = ()
+    project_hooks = Hooks()
     if project_file and trusted:
-        layers.append(_project_layer(project_file, user))
+        project, project_hooks = _without_hooks(_project_layer(project_file, user))
+        layers.append(project)
     elif project_file:
         notices = (f"{project_file} is not read: {root} is not trusted. `punie trust` trusts it.",)
     layers += [_local_layer(local_file), _env_layer(env)]
@@ -316,6 +320,7 @@ def load_settings(*, cwd: Path, env: Mapping[str, str], flags: Mapping[str, obje
         root=root,
         trusted=trusted,
         rules=_rules_of(layers),
+        project_hooks=project_hooks,
         local_file=local_file,
         notices=notices,
     )
@@ -422,6 +427,14 @@ def _project_layer(file: Path, user: _Layer) -> _Layer:
         fewer = [name for name in tools.value if name in own.value]
         return {**layer, "tools": _Entry(fewer, tools.source)}
     return layer
+
+
+def _without_hooks(layer: _Layer) -> tuple[_Layer, Hooks]:
+    """A project's layer without its hooks, and the hooks: they come besides the user's own, never instead of them."""
+    hooks = {key: entry for key, entry in layer.items() if key.startswith("hooks.")}
+    _check(hooks)
+    found = Hooks.model_validate({key.removeprefix("hooks."): entry.value for key, entry in hooks.items()})
+    return {key: entry for key, entry in layer.items() if key not in hooks}, found
 
 
 def _names_a_service(spec: str) -> bool:
