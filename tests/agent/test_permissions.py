@@ -119,6 +119,7 @@ def test_a_grant_for_the_session_covers_the_tool_or_the_very_same_command(tmp_pa
         *(".mcp.json", ".vscode/tasks.json", ".idea/x", ".claude/settings.json", ".cursor/mcp.json", ".codex/x"),
         *(".envrc", ".gitmodules", ".gitattributes", ".gitconfig", ".pre-commit-config.yaml", ".bashrc", ".zshrc"),
         *(".github/workflows/ci.yml", "AGENTS.md", "docs/CLAUDE.md", ".git. /x", ".g\u200bit/config", "a/../.git/x"),
+        *(".husky/pre-commit", ".devcontainer/devcontainer.json", "sub/.VimRC", ".bash_aliases", ".\u212aSHRC"),
         "link/config",
     ],
 )
@@ -149,7 +150,10 @@ def test_edits_that_reach_further_than_the_file_are_asked_about(tmp_path: Path):
         assert judge(root, edit(path), "acceptEdits", RuleSet(allow=(parse_rule("Edit"),))).kind == "ask"
 
 
-@pytest.mark.parametrize("path", [".env", ".env.local", "lib/.ENV", "id_ed25519", "../home/.ssh/config", "link"])
+@pytest.mark.parametrize(
+    "path",
+    [".env", ".env.local", "lib/.ENV", "id_ed25519", "../home/.ssh/config", "../home/.local/state/punie/x", "link"],
+)
 def test_what_commonly_holds_keys_is_asked_about(tmp_path: Path, path: str):
     root = tmp_path / "project"
     root.mkdir()

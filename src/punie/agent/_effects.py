@@ -2,7 +2,6 @@
 
 import os
 import re
-import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
@@ -11,22 +10,19 @@ from typing import Literal
 
 from punie.agent._shell import Analysis, Word, analyse, program
 from punie.rules import COMMANDS, EDITS, READS
-from punie.tools._paths import OutsideWorkspaceError, relative_path
+from punie.tools._paths import OutsideWorkspaceError, plain_name, relative_path
+from punie.tools._protected import SECRETS
 
 Kind = Literal["read", "edit", "command", "other"]
 
 _PROTECTED = frozenset({
-    ".bash_login", ".bash_logout", ".bash_profile", ".bashrc", ".claude", ".codex", ".cshrc", ".cursor", ".envrc",
-    ".git", ".gitattributes", ".gitconfig", ".gitmodules", ".idea", ".inputrc", ".kshrc", ".login", ".mcp.json",
-    ".npmrc", ".pre-commit-config.yaml", ".profile", ".punie", ".ripgreprc", ".vscode", ".zlogin", ".zlogout",
-    ".zprofile",
-    ".zshenv", ".zshrc", "agents.md", "claude.md",
+    ".bash_aliases", ".bash_login", ".bash_logout", ".bash_profile", ".bashrc", ".claude", ".codex", ".cshrc",
+    ".cursor", ".devcontainer", ".dir-locals.el", ".envrc", ".exrc", ".git", ".gitattributes", ".gitconfig",
+    ".gitmodules", ".hg", ".husky", ".idea", ".inputrc", ".kshrc", ".login", ".mcp.json", ".npmrc", ".nvim.lua",
+    ".nvimrc", ".pre-commit-config.yaml", ".profile", ".punie", ".ripgreprc", ".vimrc", ".vscode", ".zed", ".zlogin",
+    ".zlogout", ".zprofile", ".zshenv", ".zshrc", "agents.md", "claude.md",
 })  # fmt: skip
 _RUN_BY_OTHERS = frozenset({"package.json", "pyproject.toml"})
-_SECRET_PLACES = (
-    *(".ssh", ".aws", ".azure", ".gnupg", ".kube", ".netrc", ".pgpass", ".git-credentials", ".password-store"),
-    *(".docker/config.json", ".config/gh", ".config/gcloud", ".config/punie", ".local/share/keyrings"),
-)
 _SECRET_NAME = re.compile(r"\.env(\..+)?|id_(rsa|dsa|ecdsa|ed25519)")
 _NO_SECRET = (".example", ".sample", ".template", ".dist", ".defaults")
 
@@ -106,7 +102,7 @@ def is_inside(place: Place, root: Path) -> bool:
 def protected_in(place: Place, root: Path) -> str:
     """What other programs, Punie included, take for instructions: the part of the path that is, or empty."""
     for path in place.both:
-        parts = [_plain(part) for part in _below(path, root).split("/")]
+        parts = [plain_name(part) for part in _below(path, root).split("/")]
         found = next((part for part in parts if part in _PROTECTED), "")
         if found or _holds(parts, ".github", "workflows"):
             return found or ".github/workflows"
@@ -115,7 +111,7 @@ def protected_in(place: Place, root: Path) -> str:
 
 def is_run_by_others(place: Place) -> bool:
     """Whether a file holds commands that other programs run, besides much else."""
-    return any(_plain(path.rpartition("/")[2]) in _RUN_BY_OTHERS for path in place.both)
+    return any(plain_name(path.rpartition("/")[2]) in _RUN_BY_OTHERS for path in place.both)
 
 
 def is_secret(place: Place, home: Path | None) -> bool:
@@ -135,10 +131,10 @@ def may_be_secret(path: str) -> bool:
 
 
 def _is_secret(path: str, home: Path | None) -> bool:
-    name = _plain(path.rpartition("/")[2])
+    name = plain_name(path.rpartition("/")[2])
     if _SECRET_NAME.fullmatch(name) and not name.endswith(_NO_SECRET):
         return True
-    return home is not None and any(_is_at(path, f"{home}/{secret}") for secret in _SECRET_PLACES)
+    return home is not None and any(_is_at(path, f"{home}/{secret}") for secret in SECRETS)
 
 
 def _is_at(path: str, place: str) -> bool:
@@ -151,12 +147,6 @@ def _below(path: str, root: Path) -> str:
 
 def _holds(parts: list[str], first: str, second: str) -> bool:
     return any(pair == (first, second) for pair in pairwise(parts))
-
-
-def _plain(part: str) -> str:
-    """A name as the most forgiving file system reads it: without case, without marks nobody sees, without ends."""
-    text = unicodedata.normalize("NFC", part).casefold()
-    return "".join(char for char in text if unicodedata.category(char) != "Cf").rstrip(". ")
 
 
 def words_as_places(analysis: Analysis, *, root: Path) -> tuple[tuple[str, Place], ...]:

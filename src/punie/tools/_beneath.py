@@ -69,6 +69,7 @@ def _syscall() -> ctypes.CDLL:
 
 
 def _openat2(directory: int, path: bytes, flags: int) -> int:
+    sys.audit("open", os.fsdecode(path), None, flags)
     how = struct.pack("=QQQ", flags | os.O_CLOEXEC, 0, _RESOLVE)
     while True:
         found = _syscall().syscall(

@@ -27,11 +27,12 @@ _SHELL_FILES = (
     *(".bashrc", ".bash_profile", ".bash_login", ".bash_logout", ".profile", ".inputrc"),
     *(".zshrc", ".zshenv", ".zprofile", ".zlogin", ".gitconfig", ".config/git", ".config/fish", ".local/bin"),
 )
-_SECRETS = (
+SECRETS = (
     *(".ssh", ".aws", ".azure", ".gnupg", ".kube", ".netrc", ".pgpass", ".npmrc", ".pypirc", ".git-credentials"),
     *(".docker/config.json", ".config/gh", ".config/gcloud", ".config/git/credentials", ".config/punie"),
     *(".local/state/punie", ".local/share/keyrings", ".password-store"),
 )
+"""Where keys and passwords lie in a home directory."""
 
 _MASK_MODE = 0o555
 _MOST_BYTES = 1_000_000
@@ -143,7 +144,7 @@ def _entries(directory: Path) -> list[Path]:
 
 def secrets(homes: Sequence[Path], *, root: Path, more: Sequence[Path] = ()) -> list[Path]:
     """What lies in home directories that no command reads: existing paths, but none that holds the workspace."""
-    candidates = [*(home / name for home in homes for name in _SECRETS), *more]
+    candidates = [*(home / name for home in homes for name in SECRETS), *more]
     real = {Path(os.path.realpath(path)) for path in candidates if os.path.lexists(path)}
     return sorted(path for path in real if path.exists() and path != root and path not in root.parents)
 

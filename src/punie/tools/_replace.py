@@ -10,6 +10,7 @@ import os
 import re
 import secrets
 import stat
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -220,6 +221,7 @@ def _rename(directory: int, old: str, new: str, flag: int) -> None:
     call = _renameat2()
     if call is None:
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+    sys.audit("os.rename", old, new, directory, directory)
     if call(directory, os.fsencode(old), directory, os.fsencode(new), flag):
         reason = ctypes.get_errno()
         raise OSError(reason, os.strerror(reason), new)
