@@ -178,7 +178,7 @@ class Resolved:
     trusted: bool = False
     rules: RuleSet = field(default_factory=RuleSet)
     """The permission rules of all layers, each with its source."""
-    project_hooks: Hooks = Hooks()
+    project_hooks: Hooks = field(default_factory=Hooks)
     """The hooks of the project's file; each waits for the user's agreement."""
     local_file: Path | None = None
     """Where the rules that the user grants in this directory are kept, outside of it."""

@@ -12,6 +12,7 @@ from punie.errors import ConfigError, UsageError
 from punie.rules import RuleSet
 from punie.trust import state_directory
 from punie.ui._agents_md import agent_files
+from punie.ui._extensions import Extensions
 from punie.ui._progress import OnProgress
 from punie.ui.options import MODES, Options
 
@@ -51,6 +52,8 @@ class Setup:
     """Where the user's own settings lie."""
     about: tuple[str, ...] = ()
     """What every request will begin with, and about what that costs."""
+    extensions: Extensions = field(default_factory=Extensions)
+    """MCP servers and hooks; whoever runs an agent ends them."""
 
     def remember(self, rules: Sequence[str]) -> None:
         """Keep rules that the user allowed for good. Raises ConfigError if they cannot be written."""
@@ -81,22 +84,25 @@ def prepare(options: Options, *, env: Mapping[str, str]) -> Setup:
     if mode == "auto":
         _need_sandbox(settings)
     written = agent_files(resolved, options.cwd)
+    extensions = Extensions.of(resolved, env=env)
+    waiting = [resolved.project_file, *written.of_project, *extensions.found.waiting]
     return Setup(
         settings=settings,
         config=settings.agent_config(),
         mode=mode,
         root=options.cwd,
-        notices=tuple(filter(None, [*resolved.notices, written.refusal])),
+        notices=tuple(filter(None, [*resolved.notices, written.refusal, *extensions.found.notices])),
         session_id=uuid.uuid4().hex,
         state_dir=state_directory(env),
         rules=resolved.rules,
         trusted=resolved.trusted,
-        waiting=() if resolved.trusted else tuple(filter(None, [resolved.project_file, *written.of_project])),
+        waiting=() if resolved.trusted else tuple(filter(None, waiting)),
         local_file=resolved.local_file,
         home=home_of(env),
         project=resolved.root if resolved.trusted else None,
         user_dir=resolved.user_file.parent,
         about=(written.line,) if written.line else (),
+        extensions=extensions,
     )
 
 
@@ -165,7 +171,14 @@ def assemble(setup: Setup, *, model: "Model", ask: "Approver", gate: "Gate | Non
     from punie.agent.factory import create_agent
 
     pydantic_ai.BANNER_ENABLED = False  # the terminal is Punie's to draw on
-    return create_agent(setup.config, model=model, gate=gate or gate_for(setup, ask=ask), memory=memory_of(setup))
+    return create_agent(
+        setup.config,
+        model=model,
+        gate=gate or gate_for(setup, ask=ask),
+        memory=memory_of(setup),
+        servers=setup.extensions.servers,
+        hooks=setup.extensions.hooks,
+    )
 
 
 def memory_of(setup: Setup) -> "Memory":

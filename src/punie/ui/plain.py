@@ -7,7 +7,7 @@ import select
 import signal
 import stat
 import sys
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Protocol, TextIO, assert_never
 
@@ -120,7 +120,15 @@ def _answer_with(setup: "Setup", prompt: str, *, options: Options, about: About,
         about = replace(about, model_id=model.model_name, session_id=session_id)
         show = show_for(options.output_format, about=about, out=sys.stdout, err=sys.stderr, verbose=options.verbose)
         workspace = open_workspace(setup)
-        return answer(agent, prompt, workspace=workspace, config=setup.config, show=show, session=session)
+        return answer(
+            agent,
+            prompt,
+            workspace=workspace,
+            config=setup.config,
+            show=show,
+            session=session,
+            close=setup.extensions.close,
+        )
 
 
 def show_for(output_format: OutputFormat, *, about: About, out: TextIO, err: TextIO, verbose: bool = False) -> Show:
@@ -140,9 +148,21 @@ def answer(
     config: "AgentConfig",
     show: Show,
     session: "Session | None" = None,
+    close: Callable[[], Awaitable[None]] | None = None,
 ) -> int:
-    """Run one turn to its end, drawing every event; SIGINT and SIGTERM stop it and keep what there is."""
-    return asyncio.run(_turn(agent, prompt, workspace=workspace, config=config, show=show, session=session))
+    """Run one turn to its end, drawing every event; SIGINT and SIGTERM stop it and keep what there is.
+
+    `close` ends in the same event loop what was started for the turn.
+    """
+
+    async def run() -> int:
+        try:
+            return await _turn(agent, prompt, workspace=workspace, config=config, show=show, session=session)
+        finally:
+            if close is not None:
+                await close()
+
+    return asyncio.run(run())
 
 
 async def _turn(

@@ -137,6 +137,7 @@ class Chat:
                     raise
                 return 128 + ended[0]
             finally:
+                await self.setup.extensions.close()
                 self.kept.close()
 
     async def _converse(self, first: str | None) -> int:
