@@ -15,7 +15,7 @@ from tests.stubs import Reply
 
 from punie.agent import Session, SessionStore, Undone
 from punie.agent._snapshots import NeverCovered, ShadowGit
-from punie.agent.undo import COMMANDS_NOTE
+from punie.agent.undo import COMMANDS_NOTE, Undo
 
 Tree = Mapping[str, tuple[int, bytes]]
 BINARY = bytes(range(256)) * 40
@@ -414,3 +414,28 @@ def test_kept_contents_are_for_the_user_alone(place: Place, tmp_path: Path):
     (blob,) = (tmp_path / "state" / "sessions" / "blobs").glob("??/*")
     assert stat.S_IMODE(blob.stat().st_mode) == 0o600
     assert blob.read_bytes() == b"one\n"
+
+
+def test_an_undo_that_was_broken_off_can_be_finished_or_taken_back(place: Place, monkeypatch: pytest.MonkeyPatch):
+    before = place.tree()
+    place.command("echo x > a.txt", "rm -r src", "echo flat > src", "rm b.txt", "mkdir b.txt")
+    after = place.tree()
+
+    def broken_off(undo: Undo, path: bytes, *, expected: object, wanted: object) -> bool:
+        if path == b"src":
+            (place.root / "src").unlink()  # a file that is to become a directory is away for a moment
+            raise KeyboardInterrupt
+        return put(undo, path, expected=expected, wanted=wanted)
+
+    put = Undo._put
+    for finish in (place.undo, place.redo):
+        monkeypatch.setattr(Undo, "_put", broken_off)
+        with pytest.raises(KeyboardInterrupt):
+            place.session.undo()
+        monkeypatch.setattr(Undo, "_put", put)
+        assert place.tree() not in (before, after)
+        assert finish().conflicts == ()
+        assert place.tree() == (before if finish == place.undo else after)
+        if finish == place.undo:
+            place.redo()
+    assert place.session.redo() is None

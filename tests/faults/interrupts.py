@@ -163,20 +163,14 @@ def interrupted(ground: Ground, case: Case) -> list[str]:
 
 def goes_on(ground: Ground, *, partial: str = "", begun: bool = True) -> list[str]:
     """Ask the next question in the same session; what is wrong with it."""
-    kept: list[ModelMessage] = []
-
-    async def next_one(messages: list[ModelMessage], _: AgentInfo) -> AsyncIterator[str]:
-        kept.extend(messages)
-        yield "Well."
-
     asked: list[str] = []
     if begun:
         messages = ground.conversation()
         replies = [message for message in messages if isinstance(message, ModelResponse)]
         texts = [part.content for reply in replies for part in reply.parts if isinstance(part, TextPart)]
         asked += [] if partial in "".join(texts) else [f"the partial answer is not stored: {texts}"]
-    arguments = ("-p", "and now?", *(("--continue",) if begun else ()))
-    again = ground.start(*arguments, model=FunctionModel(stream_function=next_one))
+    arguments = ("-p", "and now?", "--yolo", *(("--continue",) if begun else ()))
+    again = ground.start(*arguments, model=scripted(("run_command", {"command": "true"}), "Well."))
     code = again.end()
     if code or again.out.read_text() != "Well.\n":
         asked.append(f"the next question fails with {code}: {again.out.read_text()!r} {again.err.read_text()!r}")

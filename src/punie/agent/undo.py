@@ -7,6 +7,7 @@ that is not as the turn left it: the user's newer work stays, and is named.
 import hashlib
 import os
 import secrets
+import sqlite3
 import stat
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -106,7 +107,8 @@ class Undo:
         with self.database.writing() as write:
             # What was taken back before cannot be done again once something else has changed.
             write.execute(
-                "UPDATE turns SET state = 'dropped' WHERE session = ? AND state = 'undone' AND number < ?",
+                "UPDATE turns SET state = CASE state WHEN 'undone' THEN 'dropped' ELSE 'done' END"
+                " WHERE session = ? AND state IN ('undone', 'undoing', 'redoing') AND number < ?",
                 (self.session, self.turn),
             )
             write.executemany(
@@ -125,7 +127,10 @@ class Undo:
     # --- taking back ---
 
     def undo(self) -> Undone | None:
-        """Take back the last turn that changed something; None if there is none."""
+        """Take back the last turn that changed something; None if there is none.
+
+        One that was broken off in the middle, in either direction, is brought to its end by the next one.
+        """
         turn = self._last("done", "max")
         return None if turn is None else self._turned(turn, "undo")
 
@@ -136,7 +141,7 @@ class Undo:
 
     def _last(self, state: str, which: str) -> int | None:
         rows = self.database.rows(
-            f"SELECT {which}(number) FROM turns t WHERE session = ? AND state = ? AND "  # noqa: S608 - own words
+            f"SELECT {which}(number) FROM turns t WHERE session = ? AND state IN (?, 'undoing', 'redoing') AND "  # noqa: S608 - own words
             "(EXISTS (SELECT 1 FROM changes c WHERE c.session = t.session AND c.turn = t.number) OR "
             "EXISTS (SELECT 1 FROM uncovered u WHERE u.session = t.session AND u.turn = t.number) OR "
             "EXISTS (SELECT 1 FROM calls i WHERE i.session = t.session AND i.turn = t.number"
@@ -150,9 +155,14 @@ class Undo:
         paths: list[str] = []
         conflicts: list[tuple[str, str]] = []
         changes, broken = _joined(self._changes_of(turn))
+        goes_on = self._begin(turn, direction)
         for change in _ordered(changes, direction):
             expected, wanted = (change.after, change.before) if direction == "undo" else (change.before, change.after)
             name = os.fsdecode(change.path)
+            if goes_on and not os.path.lexists(os.path.join(os.fsencode(self.root), change.path)):  # noqa: PTH118 - bytes
+                if wanted.mode is None:
+                    continue
+                expected = _half_way(expected, wanted)
             try:
                 if self._put(change.path, expected=expected, wanted=wanted) and not _is_directory(expected, wanted):
                     paths.append(name)
@@ -163,9 +173,19 @@ class Undo:
                 if not _is_directory(expected, wanted):  # a directory that holds something stays, without a word
                     conflicts.append((name, reason))
         with self.database.writing() as write:
-            state = "undone" if direction == "undo" else "done"
-            write.execute("UPDATE turns SET state = ? WHERE session = ? AND number = ?", (state, self.session, turn))
+            self._mark(write, turn, "undone" if direction == "undo" else "done")
         return Undone(direction, turn, tuple(paths), tuple(conflicts), self._notes(turn))
+
+    def _begin(self, turn: int, direction: str) -> bool:
+        """Store that this is under way; whether it was already, in this direction or the other."""
+        with self.database.writing() as write:
+            query = "SELECT state FROM turns WHERE session = ? AND number = ?"
+            state = write.execute(query, (self.session, turn)).fetchone()[0]
+            self._mark(write, turn, "undoing" if direction == "undo" else "redoing")
+        return state in {"undoing", "redoing"}
+
+    def _mark(self, write: sqlite3.Connection, turn: int, state: str) -> None:
+        write.execute("UPDATE turns SET state = ? WHERE session = ? AND number = ?", (state, self.session, turn))
 
     def _put(self, path: bytes, *, expected: State, wanted: State) -> bool:
         """Whether anything had to be done."""
@@ -307,6 +327,12 @@ def _ordered(changes: Sequence[_Change], direction: str) -> list[_Change]:
     goes = sorted((c for c in changes if wanted[c.path].mode is None), key=lambda c: c.path, reverse=True)
     comes = sorted((c for c in changes if wanted[c.path].mode is not None), key=lambda c: c.path)
     return [*goes, *comes]
+
+
+def _half_way(expected: State, wanted: State) -> State:
+    """What a path may be that is empty after somebody was killed here: a directory cannot be exchanged for a file."""
+    kinds = {stat.S_IFMT(state.mode) for state in (expected, wanted) if state.mode is not None}
+    return ABSENT if len(kinds) > 1 else expected
 
 
 def _is_directory(*states: State) -> bool:
