@@ -168,9 +168,10 @@ def _said(error: ValueError) -> str:
 
 
 def write_server(file: Path, name: str, server: McpServer | None) -> bool:
-    """Put a server into a file, or take it out (None), in one step; whether there was one of that name.
+    """Put a new server into a file, or take one out (None), in one step; whether there was one of that name.
 
-    Whatever else stands in the file stays. Raises ConfigError if it cannot be read or written.
+    One that is there stays as it is, and so does whatever else stands in the file. Raises ConfigError if the file
+    cannot be read or written.
     """
     try:
         whole = load(file)
@@ -180,6 +181,8 @@ def write_server(file: Path, name: str, server: McpServer | None) -> bool:
     except ValueError as error:
         raise ConfigError(f"{file}: {error}.", "Mend it first.") from error
     known = name in servers
+    if known == (server is not None):
+        return known
     kept = {each: entry for each, entry in servers.items() if each != name}
     if server is not None:
         entry = server.model_dump(mode="json", exclude_defaults=True)

@@ -14,7 +14,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from punie.errors import ConfigError
-from punie.extensions import Definition, digest
+from punie.extensions import Definition, Scope, digest
 from punie.trust import locked, workspace_key, write_private
 
 FILE = "approved.json"
@@ -63,7 +63,7 @@ class Pins:
 
     def of(self, definition: Definition) -> Pin | None:
         """What was agreed to under the name of this server; it may be another one by now."""
-        return self._load().servers.get(self._key(definition), {}).get(definition.name)
+        return self._load().servers.get(self._key(definition.scope), {}).get(definition.name)
 
     def agrees(self, definition: Definition) -> bool:
         """Whether the user agreed to exactly this definition."""
@@ -74,12 +74,12 @@ class Pins:
         """Agree to a server as it is, and to its tools if they are known. Raises ConfigError if it cannot be kept."""
         pin = Pin(parts=definition.fingerprint(), tools=None if tools is None else dict(tools), characters=characters)
         with self._changing() as stored:
-            stored.servers.setdefault(self._key(definition), {})[definition.name] = pin
+            stored.servers.setdefault(self._key(definition.scope), {})[definition.name] = pin
 
-    def remove(self, definition: Definition) -> None:
+    def remove(self, name: str, scope: Scope) -> None:
         """Forget a server."""
         with self._changing() as stored:
-            stored.servers.get(self._key(definition), {}).pop(definition.name, None)
+            stored.servers.get(self._key(scope), {}).pop(name, None)
 
     def has_hook(self, hook: object) -> bool:
         """Whether the user agreed to this hook of the project."""
@@ -91,8 +91,8 @@ class Pins:
             known = stored.hooks.setdefault(workspace_key(self.root), [])
             known.append(digest(hook))
 
-    def _key(self, definition: Definition) -> str:
-        return "user" if definition.scope == "user" else workspace_key(self.root)
+    def _key(self, scope: Scope) -> str:
+        return "user" if scope == "user" else workspace_key(self.root)
 
     def _load(self) -> _Stored:
         try:
