@@ -150,6 +150,47 @@ def _sessions(arguments: Sequence[str]) -> int:
     )
 
 
+def _mcp(arguments: Sequence[str]) -> int:
+    # What follows a lone -- is the server's own command line.
+    end = list(arguments).index("--") if "--" in arguments else len(arguments)
+    usage = (
+        "[list [--json] | add NAME [FLAGS] (URL | -- COMMAND [ARG...]) | remove NAME [--project]\n"
+        "                  | approve NAME | test NAME]"
+    )
+    parser = _command_parser("mcp", usage)
+    parser.add_argument("action", nargs="?", default="list", choices=("list", "add", "remove", "approve", "test"))
+    parser.add_argument("name", nargs="?", default="", metavar="NAME")
+    parser.add_argument("target", nargs="*", metavar="URL", help="where the server is, or its command after --")
+    parser.add_argument("--transport", choices=("stdio", "http"), help="told from the URL or the command if absent")
+    parser.add_argument("-e", "--env", action="append", metavar="NAME=VALUE", help="a variable the program gets")
+    parser.add_argument("-H", "--header", action="append", metavar="NAME: VALUE", help="a header of every request")
+    parser.add_argument("--models", action="append", metavar="PATTERN", help="models that see its tools, such as claude*")
+    parser.add_argument("--project", action="store_true", help="in .mcp.json of the project, not in your own mcp.json")
+    parser.add_argument("--json", action="store_true", help="list as JSON")
+    from punie.ui import mcp
+
+    parser.epilog = mcp.EXAMPLES
+    given = parser.parse_intermixed_args(arguments[:end])
+    target = (*given.target, *arguments[end + 1 :])
+    if given.action == "list" and given.name:
+        parser.error("'list' takes no name")
+    if given.action != "list" and not given.name:
+        parser.error(f"'{given.action}' takes the name of a server")
+    if (given.action == "add") != bool(target):
+        parser.error("'add' takes a URL, or -- and a command" if not target else f"'{given.action}' takes only a name")
+    asked = mcp.Asked(
+        name=given.name,
+        target=target,
+        transport=given.transport,
+        env=tuple(given.env or ()),
+        headers=tuple(given.header or ()),
+        models=tuple(given.models or ()),
+        project=given.project,
+        as_json=given.json,
+    )
+    return mcp.run(given.action, asked, options=_command_options(given))
+
+
 def _doctor(arguments: Sequence[str]) -> int:
     given = _command_parser("doctor", "").parse_args(arguments)
     from punie.ui import doctor
@@ -195,6 +236,7 @@ COMMANDS: Mapping[str, Command] = {
     "config": Command("Show and change the settings, each with its source", _config),
     "sessions": Command("List, show, export, import and delete stored conversations", _sessions),
     "trust": Command("Trust a project: its .punie/config.toml is read from then on", _trust),
+    "mcp": Command("List, add, remove, approve and test MCP servers", _mcp),
     "doctor": Command("Check engine, weights, settings and directories, and say how to mend them", _doctor),
     "train": Command("Train and evaluate the model (`punie train --help`)", _train),
 }
