@@ -38,8 +38,13 @@ class Entry:
 
 def walk_files(root: Path | Tree) -> Iterator[Entry]:
     """Regular files below the root, sorted by path, at most `MAX_FILES`. Links are left out: they show a file twice."""
-    with held(root) as tree, closing(_walk(tree.open(".", DIRECTORY), "", _repository_rules(tree))) as entries:
-        yield from islice(entries, MAX_FILES)
+    with held(root) as tree:
+        try:
+            directory = tree.open(".", DIRECTORY)
+        except FileNotFoundError:
+            return  # deleted, and not made anew
+        with closing(_walk(directory, "", _repository_rules(tree))) as entries:
+            yield from islice(entries, MAX_FILES)
 
 
 def _repository_rules(tree: Tree) -> Rules:
