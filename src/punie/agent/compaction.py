@@ -8,7 +8,7 @@ that is resumed sends the very same prompt.
 """
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from pydantic_ai import ModelSettings, RunContext
@@ -23,6 +23,7 @@ from pydantic_ai.messages import (
     UserPromptPart,
 )
 from pydantic_ai.models import Model, ModelRequestContext, ModelRequestParameters
+from pydantic_ai.tools import ToolDefinition
 
 from punie import tools
 from punie.agent import calls
@@ -144,7 +145,7 @@ def _declared(name: str, description: str | None, schema: object) -> str:
 async def measured(
     messages: Sequence[ModelMessage], *, model: Model, config: AgentConfig, memory: str = ""
 ) -> list[tuple[str, int]]:
-    """Tokens of each part of the next request: exact texts where the model's tokenizer is here, else estimated.
+    """Tokens of each part of the next request: exact where the model runs in this process, else estimated.
 
     `memory` is the text of the instruction files.
     """
@@ -157,21 +158,46 @@ async def measured(
     for message in sent(messages):
         for kind, text in _texts(message):
             texts[kind].append(text)
-    loaded = getattr(model, "loaded", None)
-    count = (await loaded()).wire.encode if loaded is not None else None
-    found = {
-        kind: sum(len(count(text)) if count else estimated(text) for text in those) for kind, those in texts.items()
-    }
-    if count:  # exactly what the template makes of it, also of its own text
-        parameters = ModelRequestParameters(function_tools=declared)
-        bare: list[ModelMessage] = [ModelRequest([UserPromptPart("")])]
-        with_tools = (await model.count_tokens(bare, None, parameters)).input_tokens
-        without = (await model.count_tokens(bare, None, ModelRequestParameters())).input_tokens
-        found["tools"] = with_tools - without
-        found["system"] += without
+    if model.system == "local":
+        return await _exactly(sent(messages), model=model, declared=declared, texts=texts)
+    found = {kind: sum(map(estimated, those)) for kind, those in texts.items()}
     for kind in ("conversation", "tool results"):
         found[kind] += PER_MESSAGE * len(texts[kind])
     return list(found.items())
+
+
+async def _exactly(
+    messages: list[ModelMessage], *, model: Model, declared: list[ToolDefinition], texts: Mapping[str, Sequence[str]]
+) -> list[tuple[str, int]]:
+    """The same parts by what each adds to the prompt: a template, and what a small model is shown, change texts."""
+
+    async def count(shown: list[ModelMessage], *offered: ToolDefinition) -> int:
+        parameters = ModelRequestParameters(function_tools=list(offered))
+        return (await model.count_tokens(shown, None, parameters)).input_tokens
+
+    nothing: list[ModelMessage] = [ModelRequest([UserPromptPart("")])]
+    system = await count(nothing)
+    tools_too = await count(nothing, *declared)
+    said = max(await count(_without_results(messages), *declared) - tools_too, 0) if messages else 0
+    whole = await count(messages, *declared) if messages else tools_too
+    written = {kind: sum(map(estimated, texts[kind])) for kind in ("system", "instructions")}
+    return [
+        ("system", system + written["system"]),
+        ("tools", tools_too - system),
+        ("instructions", written["instructions"]),
+        ("conversation", said),
+        ("tool results", whole - tools_too - said),
+    ]
+
+
+def _without_results(messages: Sequence[ModelMessage]) -> list[ModelMessage]:
+    def bare(message: ModelMessage) -> ModelMessage:
+        if not isinstance(message, ModelRequest):
+            return message
+        parts = [replace(part, content="") if isinstance(part, ToolReturnPart) else part for part in message.parts]
+        return replace(message, parts=parts)
+
+    return [bare(message) for message in messages]
 
 
 # --- making room ---------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from rich.text import Text
 from punie.agent import events
 from punie.ui._activity import Requests, activity_line, call_text, first_lines
 from punie.ui._clean import Cleaner, clean
-from punie.ui._markdown import Block, draw, split, split_all, tail
+from punie.ui._markdown import Block, draw, split_all, split_long, tail
 from punie.ui._screen import Screen
 
 _RESULT_LINES = 3
@@ -25,6 +25,8 @@ class TurnDrawing:
         self._console = screen.console
         self._cleaner = Cleaner()
         self._pending = ""
+        self._opener = ""
+        """The line that began the code of which a part is printed already."""
         self._streamed = ""
         """The text since the last tool result, printed or not."""
         self._withdrawn = ""
@@ -72,7 +74,9 @@ class TurnDrawing:
         self._pending += safe
         self._settle_withdrawn()
         if not self._withdrawn:
-            blocks, self._pending = split(self._pending, verbatim=self._verbatim)
+            blocks, self._pending, self._opener = split_long(
+                self._pending, verbatim=self._verbatim, opener=self._opener
+            )
             self._print(blocks)
 
     def _think(self, delta: str) -> None:
@@ -97,8 +101,8 @@ class TurnDrawing:
 
     def _flush(self) -> None:
         self._settle_withdrawn(ended=True)
-        blocks = split_all(self._pending, verbatim=self._verbatim)
-        self._pending = ""
+        blocks = split_all(self._opened(), verbatim=self._verbatim)
+        self._pending = self._opener = ""
         self._print(blocks)
         self._gap = False
 
@@ -114,7 +118,7 @@ class TurnDrawing:
         """Take back what was streamed, and draw what stands in its place."""
         self._withdrawn = self._withdrawn or self._streamed[: len(self._streamed) - len(self._pending)]
         self._cleaner = Cleaner()
-        self._streamed = self._pending = ""
+        self._streamed = self._pending = self._opener = ""
         self._text(text)
 
     def _settle_withdrawn(self, *, ended: bool = False) -> None:
@@ -133,6 +137,7 @@ class TurnDrawing:
 
     def _result(self, event: events.ToolReturned) -> None:
         call = self._calls.pop(event.id, clean(event.name))
+        self._screen.folds.add(call, event.output)
         line = activity_line(
             call, event.output, outcome=event.outcome, seconds=event.duration_s, width=self._console.width
         )
@@ -157,7 +162,11 @@ class TurnDrawing:
         self._console.print(Text(clean(text), "yellow"))
 
     def _unfinished(self, height: int) -> RenderableType | None:
-        return tail(self._pending, height=height) if self._pending.strip() else None
+        return tail(self._opened(), height=height) if self._pending.strip() else None
+
+    def _opened(self) -> str:
+        """What is not printed yet, in the code it belongs to."""
+        return f"{self._opener}\n{self._pending}" if self._opener and self._pending.strip() else self._pending
 
 
 def diff_text(diff: str) -> Text:

@@ -22,6 +22,10 @@ Kind: TypeAlias = Literal["markdown", "lines"]
 _FENCE = re.compile(r" {0,3}(`{3,}|~{3,})")
 _PLACE = re.compile(r"(?P<place>\s*[\w./@+~-]+\.\w+:\d+(?:-\d+)?)(?P<rest>(?:[ :].*)?)$")
 _NUMBERED = re.compile(r"\d+\t")
+_LONGEST_LINES = 80
+_LONGEST_CHARACTERS = 8_000
+"""An unfinished block up to here is drawn as a whole."""
+_EMPTY_CODE = re.compile(r"(`{3,}|~{3,})[^`\n]*\n\1\s*")
 _CODE_SPAN = re.compile(r"(`+[^`]*`+)")
 
 
@@ -45,7 +49,44 @@ def split(text: str, *, verbatim: Collection[str] = ()) -> tuple[tuple[Block, ..
     return tuple(blocks), text[start:]
 
 
+def split_long(text: str, *, verbatim: Collection[str] = (), opener: str = "") -> tuple[tuple[Block, ...], str, str]:
+    """The same for a text that may go on for ever: what holds for long is taken apart, so that each step stays cheap.
+
+    `opener` is the line that began the code in which the text begins; the third value is the one for what is left.
+    """
+    begun = f"{opener}\n" if opener else ""
+    blocks, rest = split(begun + text, verbatim=verbatim)
+    if len(rest) > len(text):
+        rest = text
+    elif blocks:
+        opener = ""
+    cut = _cut(rest)
+    if not cut:
+        return blocks, rest, opener
+    first = rest.split("\n", 1)[0]
+    opener = opener or (first if _FENCE.match(first) else "")
+    piece = rest[:cut].strip("\n")
+    if opener and not piece.rpartition("\n")[2].strip(" `~"):  # closed, or empty: what follows ends the block
+        return blocks, rest, opener if begun and rest == text else ""
+    if opener:
+        fence = _FENCE.match(opener)
+        head = "" if piece.startswith(opener) else f"{opener}\n"
+        piece = f"{head}{piece}\n{fence[1] if fence else ''}"
+    return (*blocks, Block("markdown", piece)), rest[cut:], opener
+
+
+def _cut(rest: str) -> int:
+    """Where to cut what is not finished; 0 while it is short, or a table, whose columns belong together."""
+    if rest.count("\n") >= _LONGEST_LINES and not rest.startswith("|"):
+        return rest.rindex("\n") + 1
+    if len(rest) < _LONGEST_CHARACTERS:
+        return 0
+    return max(rest.rfind("\n"), rest.rfind(" "), 0) + 1 if rest.rfind(" ") > 0 else len(rest)
+
+
 def _add(blocks: list[Block], kind: Kind, *, piece: str) -> None:
+    if _EMPTY_CODE.fullmatch(piece):  # drawn, it would be an empty line
+        piece = piece[len(piece.rstrip("\n")) :]
     last = blocks[-1] if blocks else None
     gap = piece.endswith("\n\n") or not piece.strip()
     if last and not piece.strip():
@@ -59,7 +100,9 @@ def _add(blocks: list[Block], kind: Kind, *, piece: str) -> None:
 def split_all(text: str, *, verbatim: Collection[str] = ()) -> tuple[Block, ...]:
     """Return the blocks of a text that has ended."""
     blocks, rest = split(text.rstrip() + "\n", verbatim=verbatim)
-    return (*blocks, Block("markdown", rest.strip("\n"))) if rest.strip() else blocks
+    if not rest.strip() or _EMPTY_CODE.fullmatch(rest):
+        return blocks
+    return (*blocks, Block("markdown", rest.strip("\n")))
 
 
 def _boundaries(text: str, verbatim: Collection[str]) -> Iterator[tuple[int, Kind]]:
@@ -170,6 +213,7 @@ class Tail:
 def tail(text: str, *, height: int) -> RenderableType:
     """Draw the unfinished end of an answer, within `height` lines."""
     lines = text.splitlines()
+    lines = [*lines[:-1], lines[-1][-_LONGEST_CHARACTERS // 4 :]] if lines else []
     fence = next((line for line in lines if _FENCE.match(line)), "")
     shown = lines[-3 * height :]
     if fence and fence not in shown:

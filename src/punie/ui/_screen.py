@@ -83,7 +83,7 @@ class Screen:
         hint = f"{self._status}{waited}  (Esc stops)"
         self._spinner.update(text=Text(hint, "dim", no_wrap=True, overflow="ellipsis"))
         below: list[RenderableType] = [self._spinner]
-        below += self._typing.lines() if self._typing is not None else []
+        below += self._typing.lines(self.console.width) if self._typing is not None else []
         if self._footer is not None:
             below.append(Text(self._footer(), "bright_black", no_wrap=True, overflow="ellipsis"))
         height = max(self.console.height - max(_LINES_BELOW, len(below) + 1), 3)

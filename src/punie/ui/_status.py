@@ -61,9 +61,9 @@ class Status:
         elif self.context:
             found.append(f"{self.context:,} tokens in context")
         if self.reused:
-            found.append(f"{self.reused:,} reused, {self.read - self.reused:,} prefilled")
+            found.append(f"{self.reused:,} reused, {self.read - self.reused:,} new")
         if self.rate:
-            found.append(f"{self.rate:.0f} tokens/s")
+            found.append(f"{self.rate:.0f} tok/s")
         if self.cost:
             found.append(f"${self.cost:.2f}" if self.cost >= 0.01 else f"${self.cost:.4f}")
         if self.seconds:

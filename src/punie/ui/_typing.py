@@ -10,6 +10,7 @@ from prompt_toolkit.input import Input
 from prompt_toolkit.input.typeahead import get_typeahead
 from prompt_toolkit.key_binding.key_processor import KeyPress
 from prompt_toolkit.keys import Keys
+from rich.cells import cell_len
 from rich.console import Console
 from rich.text import Text
 
@@ -73,15 +74,16 @@ class Typing:
         draft, self.draft = self.draft, ""
         return draft
 
-    def lines(self) -> list[Text]:
-        """What waits, and the line that is being typed, for a screen that draws them."""
+    def lines(self, width: int) -> list[Text]:
+        """What waits, and the end of the line that is being typed, for a screen of so many columns."""
         found = [_row(f"queued: {clean(text)}", "dim italic") for text in self.queued[:_SHOWN_QUEUED]]
         if len(self.queued) > _SHOWN_QUEUED:
             found.append(_row(f"… {len(self.queued) - _SHOWN_QUEUED} more queued", "dim italic"))
         if self.draft:
             *_, last = clean(self.draft).split("\n")
-            row = Text.assemble(("> ", "bold"), last, ("▏", "bold"), no_wrap=True)
-            found.append(row)
+            while cell_len(last) > max(width - 5, 1):
+                last = last[max(cell_len(last) - width + 5, 2) // 2 :]
+            found.append(Text.assemble(("> ", "bold"), last, ("▏", "bold"), no_wrap=True))
         return found
 
     def _read(self, source: Input) -> None:
