@@ -198,7 +198,7 @@ class Turn:
         if not self._called and self._repeats_a_result():
             yield Notice("Nothing was looked up or run for this; the lines are those of an earlier result.")
         yield from self._close_calls(error)
-        messages = _closed(self._messages(), self._returned)
+        messages = _closed(_without_loose_thoughts(self._messages()), self._returned)
         if self.stopped_by and self._output is None and answer:
             messages = _answered(messages, answer)
         yield TurnEnded(
@@ -283,6 +283,18 @@ class Turn:
     def _records(self) -> tuple[ToolRecord, ...]:
         pairs = ((self._called[id_], returned) for id_, returned in self._returned.items() if id_ in self._called)
         return tuple(ToolRecord(c.name, c.arguments, r.outcome, r.output, r.duration_s) for c, r in pairs)
+
+
+def _without_loose_thoughts(messages: Sequence[ModelMessage]) -> Sequence[ModelMessage]:
+    """The conversation without thoughts at its end that led to no word and no call: a service refuses them later."""
+    if not messages or not isinstance(last := messages[-1], ModelResponse):
+        return messages
+    parts = list(last.parts)
+    while parts and isinstance(parts[-1], ThinkingPart):
+        parts.pop()
+    if len(parts) == len(last.parts):
+        return messages
+    return [*messages[:-1], *([replace(last, parts=parts)] if parts else [])]
 
 
 def _closed(messages: Sequence[ModelMessage], returned: Mapping[str, ToolReturned]) -> tuple[ModelMessage, ...]:
