@@ -164,7 +164,9 @@ def _mcp(arguments: Sequence[str]) -> int:
     parser.add_argument("--transport", choices=("stdio", "http"), help="told from the URL or the command if absent")
     parser.add_argument("-e", "--env", action="append", metavar="NAME=VALUE", help="a variable the program gets")
     parser.add_argument("-H", "--header", action="append", metavar="NAME: VALUE", help="a header of every request")
-    parser.add_argument("--models", action="append", metavar="PATTERN", help="models that see its tools, such as claude*")
+    parser.add_argument(
+        "--models", action="append", metavar="PATTERN", help="models that see its tools, such as claude*"
+    )
     parser.add_argument("--project", action="store_true", help="in .mcp.json of the project, not in your own mcp.json")
     parser.add_argument("--json", action="store_true", help="list as JSON")
     from punie.ui import mcp
@@ -246,6 +248,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code. A bug keeps its traceback."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     _import_nothing_from_here()
+    _run_nothing_from_here()
     _survive_odd_text()
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _terminate)
@@ -273,6 +276,12 @@ def _import_nothing_from_here() -> None:
     own = str(Path(__file__).resolve().parent.parent)
     kept = (entry for entry in sys.path if Path(entry).is_absolute() and (entry.rstrip("/") != here or here == own))
     sys.path[:] = [entry for entry in kept if entry]
+
+
+def _run_nothing_from_here() -> None:
+    """A repository's `uname` must not be taken for the system's, which libraries ask for by its name alone."""
+    entries = (entry for entry in os.environ.get("PATH", "").split(os.pathsep) if Path(entry).is_absolute())
+    os.environ["PATH"] = os.pathsep.join(entries) or os.defpath
 
 
 def _run(arguments: list[str]) -> int:
