@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -58,7 +58,7 @@ class Trap:
         self.links = self._inodes()
         self.before = self.seen_outside()
 
-    def seen_outside(self) -> list[object]:
+    def seen_outside(self) -> Sequence[object]:
         """All that could be changed about what lies outside."""
         places = [self.outside, *self.outside.rglob("*")]
         seen = [place.lstat() for place in places]
