@@ -49,6 +49,8 @@ _GOAL = 0.6
 """Of the room there is: what is left after compaction, so that the next requests need none and reuse their prefix."""
 _SUMMARY_SHARE = 0.3
 """Of the window, for a summary or an extract."""
+_SMALLEST = 200
+"""Tokens; to sum up less than this gains nothing."""
 _LONGEST_SAID = 600
 """Characters of one question or answer in an extract."""
 _RESULT_SHOWN = 300
@@ -247,9 +249,10 @@ class Compacting(Shrinking):
             raise
         except Exception as raised:
             earlier = _earlier(ctx.messages, ctx.run_id)
-            if raised is not error or not is_too_long(error) or not earlier or _mark(earlier[-1]):
+            size = tokens_of(sent(earlier))
+            if raised is not error or not is_too_long(error) or size < _SMALLEST:
                 raise
-            await _sum_up(earlier, model=request_context.model)
+            await _sum_up(earlier, model=request_context.model, most=size // 3)
             tell("The conversation is too long for the model: what was said before is summed up.")
             raise RetryModelRequest from raised
 
@@ -299,10 +302,13 @@ async def compacted(messages: Sequence[ModelMessage], *, model: Model, focus: st
     return Compacted(messages, before, tokens_of(sent(messages)))
 
 
-async def _sum_up(messages: Sequence[ModelMessage], *, model: Model, focus: str = "") -> None:
-    """Write into the last of these messages what is sent in place of all of them."""
-    window = model.context_window or 32_768
-    most = int(window * _SUMMARY_SHARE)
+async def _sum_up(messages: Sequence[ModelMessage], *, model: Model, most: int | None = None, focus: str = "") -> None:
+    """Write into the last of these messages what is sent in place of all of them: so many tokens at most.
+
+    Of a model that does not say how much it takes, only what was refused is known.
+    """
+    window = model.context_window or tokens_of(sent(messages))
+    most = most or int(window * _SUMMARY_SHARE)
     mark: dict[str, object] = {"pairs": _extract(messages, tokens=most)}
     if not getattr(model, "compact", False):
         summary = await _summary(messages, model=model, most=most, window=window, focus=focus)
