@@ -90,7 +90,7 @@ def digest(value: object) -> str:
 def checked_name(name: str) -> str:
     """A name as it is. Raises ValueError: two underscores would blur where the server ends and its tool begins."""
     if not _NAME.fullmatch(name) or len(name) > MAX_NAME:
-        raise ValueError(f"it needs a name of at most {MAX_NAME} letters and digits, with single - or _ between them")
+        raise ValueError(f"a name has at most {MAX_NAME} letters and digits, with single - or _ between them")
     return name
 
 

@@ -33,7 +33,7 @@ MAX_UNASKED = 2_000
 MAX_ODD_LINES = 200
 """Lines on standard output that are no messages."""
 STDERR_BYTES = 4_000
-GRACE_S = 2.0
+GRACE_S = 1.0
 """For the program to end by itself once its standard input is closed; the supervisor takes up to 6 s more."""
 KILL_S = 8.0
 
@@ -236,6 +236,9 @@ class _Client(httpx2.AsyncClient):
         """Send a request."""
         stream = bool(how.pop("stream", False))
         response = await super().send(request, stream=True, **how)
+        if response.status_code in {401, 403}:  # the library keeps the status to itself
+            await response.aclose()
+            raise httpx2.RequestError(f"status {response.status_code} {response.reason_phrase}")
         events = response.headers.get("content-type", "").startswith("text/event-stream")
         if not events and isinstance(response.stream, httpx2.AsyncByteStream):
             response.stream = _Capped(response.stream)
@@ -245,8 +248,14 @@ class _Client(httpx2.AsyncClient):
 
 
 def address(server: McpServer) -> StreamableHttpTransport:
-    """The transport to a server at an address. Proxies of the environment are used, but never for this machine."""
-    url = httpx2.URL(server.url or "")
+    """The transport to a server at an address. Proxies of the environment are used, but never for this machine.
+
+    Raises ValueError if it is no address.
+    """
+    try:
+        url = httpx2.URL(server.url or "")
+    except httpx2.InvalidURL as error:
+        raise ValueError(str(error)) from error
     local = url.host in {"localhost", "::1"} or url.host.startswith("127.")
 
     def client(
