@@ -1,7 +1,8 @@
 """Putting a file in another one's place: all of it or nothing, and never over something that nobody looked at.
 
-The new file is written beside the old one and trades places with it in one step. What comes out is looked at before it
-is thrown away, so what somebody put there in the last moment goes back to where it was. Source: rename(2).
+The new file is written beside the old one, without a name as long as it is not whole, and trades places with it in one
+step. What comes out is looked at before it is thrown away, so what somebody put there in the last moment goes back to
+where it was. Source: open(2) on O_TMPFILE, rename(2).
 """
 
 import ctypes
@@ -16,6 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cache
+from pathlib import Path
 
 from punie.tools._paths import Located
 
@@ -40,12 +42,18 @@ def is_temporary(name: str) -> bool:
 
 @dataclass
 class Temporary:
-    """A new file in an open directory, under a name nobody guesses."""
+    """A new file in an open directory, later under a name that nobody guesses, until it stands in its place."""
 
     directory: int
     name: str
     descriptor: int
-    _known: set[tuple[int, int]] = field(default_factory=set)
+    is_named: bool
+    _known: set[tuple[int, int]] = field(init=False)
+    """What may be deleted under the name."""
+
+    def __post_init__(self) -> None:
+        status = os.fstat(self.descriptor)
+        self._known = {(status.st_dev, status.st_ino)}
 
     def fill(self, data: bytes) -> None:
         """Write all of the data."""
@@ -64,8 +72,11 @@ class Temporary:
 
     def become_link(self, target: bytes) -> None:
         """Be a symbolic link from now on."""
-        os.unlink(self.name, dir_fd=self.directory)
+        if self.is_named:
+            os.unlink(self.name, dir_fd=self.directory)
+        self.is_named = True
         os.symlink(os.fsdecode(target), self.name, dir_fd=self.directory)
+        self._remember()
 
     def take(self, place: Located, *, replaces: bool, is_expected: Callable[[Located], bool]) -> None:
         """Stand at `place` from now on, on the disk too.
@@ -73,7 +84,11 @@ class Temporary:
         With `replaces`, what `is_expected` says of is replaced. ChangedError if something else is there, or something
         at all without; that stays. So it does if an OSError comes up.
         """
-        self._remember()
+        if not self.is_named:
+            os.link(f"/proc/self/fd/{self.descriptor}", self.name, dst_dir_fd=self.directory)
+            self.is_named = True
+        if self._here() not in self._known:
+            raise ChangedError
         if replaces:
             self._trade(place, is_expected)
         else:
@@ -144,16 +159,36 @@ def temporary(place: Located, *, private: bool) -> Iterator[Temporary]:
     A private one can be read by nobody else until `keep` says who may.
     """
     _sweep(place.directory)
-    name = _fresh_name()
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-    descriptor = os.open(name, flags, 0o600 if private else 0o666, dir_fd=place.directory)
-    status = os.fstat(descriptor)
-    new = Temporary(place.directory, name, descriptor, {(status.st_dev, status.st_ino)})
+    mode, name = 0o600 if private else 0o666, _fresh_name()
+    descriptor = _unnamed(place.directory, mode)
+    is_named = descriptor is None
+    if descriptor is None:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        descriptor = os.open(name, flags, mode, dir_fd=place.directory)
+    new = Temporary(place.directory, name, descriptor, is_named)
     try:
         yield new
     finally:
         os.close(descriptor)
         new.discard()
+
+
+def _unnamed(directory: int, mode: int) -> int | None:
+    """A new file that is gone with the process if it never gets a name; None where there is no such thing."""
+    if not _can_name():
+        return None
+    try:
+        return os.open(".", os.O_TMPFILE | os.O_WRONLY | os.O_CLOEXEC, mode, dir_fd=directory)
+    except OSError as error:
+        if error.errno in _UNSUPPORTED | {errno.EISDIR, errno.ENOENT}:
+            return None
+        raise
+
+
+@cache
+def _can_name() -> bool:
+    """Whether a file without a name can be had, and be given one."""
+    return hasattr(os, "O_TMPFILE") and Path("/proc/self/fd").is_dir()
 
 
 def remove(place: Located, *, is_expected: Callable[[Located], bool]) -> None:
