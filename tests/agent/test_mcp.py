@@ -391,7 +391,7 @@ async def test_a_call_is_asked_about_and_always_stores_its_rule(project: Project
     ],
 )
 async def test_modes_and_rules_decide_without_anybody_to_ask(
-    project: Project, *, mode: PermissionMode, rules: dict[str, list[str]], outcome: str, code: int
+    project: Project, *, mode: PermissionMode, rules: dict[str, Any], outcome: str, code: int
 ):
     _, end = await turns(project).turn(FIND, "Over.", decision=None, mode=mode, **rules)
     assert ([call.outcome for call in end.tool_calls], end.exit_code) == ([outcome], code)
