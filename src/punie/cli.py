@@ -300,9 +300,12 @@ def _run(arguments: list[str]) -> int:
         return plain.run(options)
     if options.output_format != "text":
         raise UsageError("--output-format needs -p.", "`punie -p PROMPT --output-format json`")
-    from punie.ui import terminal
+    from punie.ui._keyboard import quiet_keys
 
-    return terminal.run(options)
+    with quiet_keys():  # what is typed while the chat is being imported is for its prompt, and Return stays Return
+        from punie.ui import terminal
+
+        return terminal.run(options)
 
 
 def _command_position(arguments: Sequence[str]) -> int | None:

@@ -1,90 +1,14 @@
 """The installed `punie` in a pseudo-terminal, typed at like a person; the screen is read as a terminal shows it."""
 
-import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import pexpect
-import pyte
 import pytest
+from tests.ui.pseudo import CTRL_C, CTRL_D, CTRL_J, ESCAPE, Start, lines, ready
 from tests.ui.scripted_server import Call, ScriptedServer
-
-PUNIE = Path(sys.executable).with_name("punie")
-CTRL_C, CTRL_D, CTRL_J, ESCAPE = "\x03", "\x04", "\n", "\x1b"
-ROWS, COLUMNS = 40, 100
-TIMEOUT = 60.0
-
-
-class Terminal:
-    """A terminal with `punie` in it."""
-
-    def __init__(self, *arguments: str, cwd: Path, env: dict[str, str]) -> None:
-        self.screen = pyte.HistoryScreen(COLUMNS, ROWS, history=2000)
-        self._stream = pyte.ByteStream(self.screen)
-        self.raw = b""
-        self.started = time.monotonic()
-        self.child = pexpect.spawn(str(PUNIE), list(arguments), cwd=str(cwd), env=env, dimensions=(ROWS, COLUMNS))
-        self.child.delaybeforesend = None
-
-    def type(self, text: str) -> None:
-        self.child.send(text)
-
-    def enter(self, text: str = "") -> None:
-        self.child.send(text + "\r")
-
-    @property
-    def text(self) -> str:
-        """Everything that is on the screen or has scrolled off it."""
-        above = ["".join(line[x].data for x in range(COLUMNS)).rstrip() for line in self.screen.history.top]
-        return "\n".join([*above, *(line.rstrip() for line in self.screen.display)])
-
-    def wait(self, *wanted: str) -> str:
-        return self.until(lambda text: all(word in text for word in wanted), f"never showed {wanted}")
-
-    def until(self, good: Callable[[str], bool], complaint: str) -> str:
-        end = time.monotonic() + TIMEOUT
-        while time.monotonic() < end:
-            if good(self.text):
-                return self.text
-            self._read()
-        raise AssertionError(f"{complaint}:\n{self.text}")
-
-    def settle(self, seconds: float = 0.5) -> str:
-        """What is shown after a while."""
-        end = time.monotonic() + seconds
-        while time.monotonic() < end:
-            self._read()
-        return self.text
-
-    def exit_code(self) -> int | None:
-        end = time.monotonic() + TIMEOUT
-        while self.child.isalive() and time.monotonic() < end:
-            self._read()
-        self.child.close()
-        return self.child.exitstatus
-
-    def kill(self) -> None:
-        if self.child.isalive():
-            self.child.kill(signal.SIGKILL)
-            self.child.wait()
-        self.child.close()
-
-    def _read(self) -> None:
-        try:
-            data = self.child.read_nonblocking(65536, timeout=0.05)
-        except pexpect.TIMEOUT:
-            return
-        except pexpect.EOF:
-            time.sleep(0.02)
-            return
-        self.raw += data
-        self._stream.feed(data)
-        if b"\x1b[6n" in data:  # prompt_toolkit asks where the cursor is
-            self.child.send(f"\x1b[{self.screen.cursor.y + 1};{self.screen.cursor.x + 1}R")
 
 
 @pytest.fixture
@@ -93,37 +17,6 @@ def project(tmp_path: Path) -> Path:
     root.mkdir()
     (root / "a.py").write_text("class Greeter:\n    def hello(self):\n        return 1\n")
     return root
-
-
-Start = Callable[..., Terminal]
-
-
-@pytest.fixture
-def start(project: Path, tmp_path: Path, server: ScriptedServer) -> Iterator[Start]:
-    terminals: list[Terminal] = []
-
-    def begin(*arguments: str, **env: str) -> Terminal:
-        base = {name: value for name, value in os.environ.items() if not name.startswith(("PUNIE_", "XDG_", "CI"))}
-        places = {"XDG_CONFIG_HOME": str(tmp_path / "config"), "XDG_STATE_HOME": str(tmp_path / "state")}
-        base.pop("NO_COLOR", None)
-        terminal = Terminal(
-            "--model", server.spec, *arguments, cwd=project, env={**base, **places, "TERM": "xterm-256color", **env}
-        )
-        terminals.append(terminal)
-        return terminal
-
-    yield begin
-    for terminal in terminals:
-        terminal.kill()
-
-
-def ready(terminal: Terminal) -> Terminal:
-    terminal.until(lambda text: any(line.startswith(">") for line in text.splitlines()), "no prompt")
-    return terminal
-
-
-def lines(text: str) -> list[str]:
-    return [line.strip() for line in text.splitlines() if line.strip()]
 
 
 def test_the_prompt_is_there_at_once(start: Start) -> None:

@@ -1,6 +1,8 @@
 """What is typed while an answer is drawn: a line that grows at the bottom, and prompts that wait for their turn."""
 
 import asyncio
+import os
+import select
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
@@ -63,6 +65,16 @@ class Typing:
             self._flush = None
         console.file.write(_PASTE_OFF)
         console.file.flush()
+
+    def take_early(self) -> None:
+        """Take what was typed before there was a prompt. Each Return sends: the terminal wrote newlines for them."""
+        if not sys.stdin.isatty():
+            return
+        descriptor, data = sys.stdin.fileno(), b""
+        while select.select([descriptor], [], [], 0)[0] and (chunk := os.read(descriptor, 65_536)):
+            data += chunk
+        *lines, self.draft = clean(data.decode("utf-8", "replace").replace("\r", "\n")).split("\n")
+        self.queued += [line for line in lines if line.strip()]
 
     def take_back(self) -> None:
         """Put what waits back into the line: after a stop nobody wants it sent unseen."""

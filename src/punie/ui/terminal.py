@@ -144,6 +144,7 @@ class Chat:
         self._greet()
         if first and first.strip():
             self.typing.queued.append(first)
+        self.typing.take_early()
         while not self.leaving:
             if self.typing.queued:
                 typed = self.typing.queued.pop(0)
