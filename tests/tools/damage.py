@@ -74,7 +74,7 @@ def kills(root: Path, *, count: int, size: int) -> dict[str, Any]:
     outcomes = [0, 0]
     for _ in range(count):
         pid, reading = child(work)
-        steps = random.randint(1, 2)
+        steps, took = random.randint(1, 2), 0.0
         for _ in range(steps):
             started = time.monotonic()
             if not os.read(reading, 1):

@@ -6,6 +6,8 @@ from pydantic_ai.models.test import TestModel
 from tests.tools.project import Project
 
 from punie import tools
+from punie.agent.approval import Gate, refuse
+from punie.agent.permissions import Call, Permissions
 from punie.tools import READ_ONLY, TOOLS, Workspace, preview, toolset
 
 
@@ -100,3 +102,36 @@ def test_an_approved_edit_is_refused_if_the_file_changed_meanwhile(project: Proj
     assert "changed since it was read" in project.refusal("edit_file", "a.txt", "one", "1")
     preview(project.workspace, "write_file", {"path": "a.txt", "content": "x"})
     assert "changed since it was read" in project.refusal("write_file", "a.txt", "x")
+
+
+def test_a_link_that_leads_elsewhere_since_it_was_judged_is_not_followed(project: Project):
+    project.write("a.txt", "one")
+    project.write(".envrc", "one")
+    project.write(".env", "TOKEN=one")
+    link = project.root / "link"
+    gate = Gate(refuse, Permissions("acceptEdits"))
+    calls = (
+        ("read_file", {"path": "link"}),
+        ("edit_file", {"path": "link", "old": "one", "new": "two"}),
+        ("write_file", {"path": "link", "content": "two"}),
+    )
+    for tool, arguments in calls:
+        for target in (".envrc", ".env", ".envrc.new"):
+            link.symlink_to("a.txt")
+            project.call("read_file", "a.txt")
+            assert gate.authorize(project.workspace, Call(tool, arguments)).kind == "allow"
+            link.unlink()
+            link.symlink_to(target)
+            if tool == "write_file" or not target.endswith("new"):
+                refusal = project.refusal(tool, **arguments)
+                assert refusal == "link leads to another place than a moment ago. Try again."
+            link.unlink()
+    assert project.bytes_of(".envrc") == b"one"
+    assert not (project.root / ".envrc.new").exists()
+    link.symlink_to("a.txt")
+    gate.authorize(project.workspace, Call("edit_file", calls[1][1]))
+    assert project.call("edit_file", **calls[1][1]).startswith("edited a.txt")
+    link.unlink()
+    link.symlink_to(".envrc")
+    assert gate.authorize(project.workspace, Call("edit_file", calls[1][1])).kind == "ask"
+    assert project.call("edit_file", **calls[1][1]).startswith("edited .envrc"), "it was asked about where it leads now"

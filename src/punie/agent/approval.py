@@ -117,8 +117,8 @@ class Gate:
     _granted: set[str] = field(default_factory=set)
 
     def authorize(self, workspace: Workspace, call: Call) -> Verdict:
-        """Judge a call with what was granted so far."""
-        return authorize(
+        """Judge a call with what was granted so far, and have the tools hold to the place that was judged."""
+        verdict = authorize(
             call,
             root=workspace.root,
             permissions=self.permissions,
@@ -126,6 +126,9 @@ class Gate:
             sandbox_works=self.permissions.uses_sandbox and call.tool in COMMANDS and workspace.sandbox.state.active,
             granted=self._granted,
         )
+        if verdict.real:
+            workspace.judged[str(call.arguments.get("path"))] = verdict.real
+        return verdict
 
     def needs_approval(self, ctx: RunContext[Workspace], tool: ToolDefinition, arguments: Mapping[str, object]) -> bool:
         """Whether the call has to be decided on; the shape `approval_required` of a toolset wants.

@@ -69,6 +69,8 @@ class Verdict:
     """Whether the model may not even be told why an edit cannot be made, because that quotes the file."""
     resolved: tuple[str, ...] = ()
     """The commands in it as the programs would get them, where they are written in another way."""
+    real: str = field(default="", compare=False)
+    """Where the path of a file tool led when the call was judged; it must still lead there when the call is made."""
 
 
 _ALLOW = Verdict("allow")
@@ -89,7 +91,7 @@ def authorize(
     verdict = judging.verdict(is_granted=grant(call) in granted)
     if verdict.kind == "ask" and permissions.mode == "dontAsk":
         return _unasked(effects, verdict)
-    return verdict
+    return replace(verdict, real=effects.places[0].real) if effects.places else verdict
 
 
 def grant(call: Call) -> str:

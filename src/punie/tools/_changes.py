@@ -11,6 +11,7 @@ from itertools import takewhile
 
 from pydantic_ai import ModelRetry
 
+from punie.redaction import MARKER
 from punie.tools._beneath import READ, open_beneath
 from punie.tools._files import (
     MAX_TEXT_BYTES,
@@ -22,6 +23,7 @@ from punie.tools._files import (
     load,
     outside,
     plain_ends,
+    refuse_unjudged,
 )
 from punie.tools._output import clip, nearest, printable
 from punie.tools._paths import (
@@ -69,6 +71,7 @@ def plan_edit(workspace: Workspace, path: str, *, old: str, new: str, limit: int
         return content
     _refuse_unfit(workspace, content, limit=limit)
     text = _text(content)
+    _refuse_markers(new, old=old, text=plain_ends(text), path=content.relative)
     piece = _piece(text, plain_ends(old), new.replace("\r\n", "\n"), path=content.relative)
     return Change(content.relative, content.data, _with(content.data, text, piece))
 
@@ -84,6 +87,7 @@ def plan_write(workspace: Workspace, path: str, content: str) -> Change | Answer
     _refuse_unfit(workspace, existing, limit=MAX_TEXT_BYTES)
     if existing.relative not in workspace.seen:
         raise ModelRetry(f"{printable(existing.relative)} exists. Read it with read_file before writing over it.")
+    _refuse_markers(content, old="", text=_text(existing), path=existing.relative)
     encoding, mark = encoding_of(existing.data)
     if _has_only_pairs(_text(existing)) and "\r" not in content:
         content = content.replace("\n", "\r\n")
@@ -92,10 +96,12 @@ def plan_write(workspace: Workspace, path: str, content: str) -> Change | Answer
 
 def _created(workspace: Workspace, path: str, content: str) -> Change | Answer:
     """The change that makes a file; its directories may be missing too."""
+    _refuse_markers(content, old="", text="", path=path)
     try:
         relative = workspace.tree.resolve(path)
     except NotADirectoryError as error:
         return _unwritten(path, error)
+    refuse_unjudged(workspace, path, relative)
     _refuse_repository(relative)
     return Change(relative, None, _encoded(content, "utf-8"))
 
@@ -115,6 +121,23 @@ def _refuse_unfit(workspace: Workspace, content: Content, *, limit: int) -> None
         raise ModelRetry(f"{shown} is a binary file. Use run_command to change it.")
     if workspace.seen.get(content.relative, digest(content.data)) != digest(content.data):
         raise ModelRetry(f"{shown} changed since it was read. Read it again with read_file first.")
+
+
+def _refuse_markers(new: str, *, old: str, text: str, path: str) -> None:
+    """ModelRetry for a marker that stands for a secret: only one that is in the file itself may be written again."""
+    shown = printable(path)
+    if (marker := MARKER.search(old)) and plain_ends(old) not in text:
+        raise ModelRetry(
+            f"{marker[0]} in old stands for a secret in {shown} that is not shown to you. Choose an old that leaves it"
+            " out: the text before or after it on the line, or other lines."
+        )
+    kept = old or text
+    for marker in dict.fromkeys(MARKER.findall(new)):
+        if new.count(marker) > kept.count(marker):
+            raise ModelRetry(
+                f"Nothing was written to {shown}: {marker} only stands for a secret that is not shown to you. Leave"
+                " that place of the file as it is by editing around it, or read the secret from the environment."
+            )
 
 
 def _text(content: Content) -> str:

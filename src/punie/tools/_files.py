@@ -31,7 +31,7 @@ class Answer:
 def load(workspace: Workspace, path: str, *, limit: int = MAX_TEXT_BYTES) -> Content | Answer:
     """The bytes of a file in the workspace. A path that leaves it raises ModelRetry."""
     try:
-        return workspace.tree.read(path, limit=limit)
+        content = workspace.tree.read(path, limit=limit)
     except OutsideWorkspaceError:
         raise outside(path) from None
     except (FileNotFoundError, NotADirectoryError):
@@ -40,6 +40,14 @@ def load(workspace: Workspace, path: str, *, limit: int = MAX_TEXT_BYTES) -> Con
         return Answer(_not_a_file(workspace, path))
     except OSError as error:
         return Answer(f"Cannot read {printable(path)}: {error.strerror or error}")
+    refuse_unjudged(workspace, path, content.relative)
+    return content
+
+
+def refuse_unjudged(workspace: Workspace, path: str, relative: str) -> None:
+    """ModelRetry if a link on the way was changed since the call was judged."""
+    if not workspace.is_judged(path, relative):
+        raise ModelRetry(f"{printable(path)} leads to another place than a moment ago. Try again.")
 
 
 def outside(path: str) -> ModelRetry:

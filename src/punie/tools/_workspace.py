@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Protocol
 
 from punie.config import SandboxOptions
+from punie.redaction import Redactor
 from punie.tools._index import Index
 from punie.tools._paths import Tree
 from punie.tools._sandbox import Sandbox
@@ -35,7 +36,8 @@ class Workspace:
 
     `tree` is the root held open, and the way to its files.
     `seen` maps paths from the root to the SHA-256 of the bytes the model saw last. `environment` is the source of the
-    variables that commands get; only harmless ones are handed on. `journal` is told of every file before it changes.
+    variables that commands get; only harmless ones are handed on. `redact` takes
+    secrets out of what the model sees. `journal` is told of every file before it changes.
     `sandbox` says what commands are confined to; `state_dir` is where Punie keeps things of its own, among them output
     of commands that is too long to show. Raises ConfigError if a sandbox is required and none works here.
     """
@@ -57,11 +59,14 @@ class Workspace:
         self.command_timeout_s = command_timeout_s
         self.search_timeout_s = search_timeout_s
         self.environment: Mapping[str, str] = os.environ if environment is None else environment
+        self.redact = Redactor(self.environment)
         self.sandbox = Sandbox(self.root, sandbox, environment=self.environment, state_dir=state_dir)
         self.seen: dict[str, str] = {}
         self.hidden: Callable[[str], bool] = _nothing
         """Files, by their path from the root, that lists and searches leave out."""
         self.journal: Journal | None = None
+        self.judged: dict[str, str] = {}
+        """Paths as the model wrote them, and where each led when somebody, or a rule, allowed what is done there."""
 
     @cached_property
     def index(self) -> Index:
@@ -77,6 +82,10 @@ class Workspace:
     def files(self) -> Iterator[Entry]:
         """The files of the workspace, sorted by path, without ignored and generated ones."""
         return (entry for entry in walk_files(self.tree) if not self.hidden(entry.path))
+
+    def is_judged(self, path: str, relative: str) -> bool:
+        """Whether a path still leads where it led when it was judged; also if nobody judged it."""
+        return self.judged.get(path, relative) in {relative, str(self.root / relative)}
 
     def remember(self, relative: str, data: bytes) -> None:
         """Record the bytes of a file the model has seen or written."""
