@@ -48,6 +48,7 @@ class Running:
     told: int
     out: Path
     err: Path
+    code: int | None = None
     rest: str = ""
     """What it said last."""
 

@@ -5,6 +5,7 @@ SQLite in WAL mode with `synchronous=FULL`: what was committed survives kill -9 
 
 import fcntl
 import os
+import shutil
 import sqlite3
 import threading
 import time
@@ -111,11 +112,19 @@ class Database:
         try:
             yield
         except (sqlite3.Error, OSError) as error:
-            reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
             raise SessionError(
-                f"The conversation cannot be stored in {self.directory}: {reason}.",
+                f"The conversation cannot be stored in {self.directory}: {self._reason(error)}.",
                 "Make room there or make it writable, or go on with --no-session, which stores nothing.",
             ) from error
+
+    def _reason(self, error: Exception) -> str:
+        """What the system has against it. SQLite calls many things that a full disk does a disk I/O error."""
+        if isinstance(error, OSError) and error.strerror:
+            return error.strerror
+        with suppress(OSError):
+            if "I/O" in str(error) and shutil.disk_usage(self.directory).free == 0:
+                return "the disk is full"
+        return str(error)
 
     def _opened(self) -> sqlite3.Connection:
         os.close(_descriptor(self.file))
