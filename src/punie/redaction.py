@@ -49,10 +49,17 @@ class Redactor:
     """
 
     def __init__(self, environment: Mapping[str, str] | None = None, *, keys: Mapping[str, str] | None = None) -> None:
-        named = [(name, value) for name, value in (environment or {}).items() if _is_secret(name, value)]
-        named += [(name, value.strip()) for name, value in (keys or {}).items() if len(value.strip()) >= _SHORTEST]
+        self._environment, self._keys = dict(environment or {}), dict(keys or {})
+        named = [(name, value) for name, value in self._environment.items() if _is_secret(name, value)]
+        named += [(name, value.strip()) for name, value in self._keys.items() if len(value.strip()) >= _SHORTEST]
         self._known = _forms(tuple(sorted(set(named))))
         self._spaced = tuple(form for form in self._known if not _WORD.fullmatch(form))
+
+    def knowing(self, keys: Mapping[str, str]) -> "Redactor":
+        """The same that knows these keys as well; itself if it does already."""
+        if all(value.strip() in self._known or len(value.strip()) < _SHORTEST for value in keys.values()):
+            return self
+        return Redactor(self._environment, keys={**self._keys, **keys})
 
     def __call__(self, text: str) -> str:
         """The text without secrets."""
@@ -68,7 +75,7 @@ class Redactor:
         for rule in _RULES:
             if (made := rule.applied(text, lower)) != text:
                 text, lower = made, _lower(made)
-        return _without_private_keys(text) if "PRIVATE KEY" in text else text
+        return without_private_keys(text)
 
     def of(self, value: object) -> object:
         """A value of JSON without secrets in its strings; what is stored under a secret name counts too."""
@@ -87,7 +94,7 @@ class Redactor:
         return Stream(self)
 
     def _of_named(self, name: str, value: object) -> object:
-        if not isinstance(value, str):
+        if not isinstance(value, str) or not _SECRET_NAME.search(name):
             return self.of(value)
         whole = f'{name}="{value}"'
         return _marker("secret") if self(whole) == f'{name}="{_marker("secret")}"' else self(value)
@@ -375,8 +382,13 @@ _HEADER = re.compile(r"[A-Z][A-Za-z-]+: |\t?\s*$")
 _PRIVATE_KEY = _marker("private-key")
 
 
-def _without_private_keys(text: str) -> str:
-    """The text with every line of a key's body replaced in its place, whatever stands before it on the line."""
+def without_private_keys(text: str) -> str:
+    """The text with every line of a key's body replaced in its place, whatever stands before it on the line.
+
+    For those who show a part of a text in which a key may begin further up.
+    """
+    if "PRIVATE KEY" not in text:
+        return text
     lines = text.split("\n")
     inside, last = False, -1
     for number, line in enumerate(lines):

@@ -10,6 +10,7 @@ from pydantic_ai.toolsets import AbstractToolset, CombinedToolset
 
 from punie import tools
 from punie.agent._recorded import Recorded
+from punie.agent._redacted import Redacting
 from punie.agent.approval import Approver, Gate, refuse
 from punie.agent.compaction import Compacting
 from punie.agent.guards import ReplyGuard, ToolGuard
@@ -67,6 +68,7 @@ def create_agent(
         retries={"tools": TOOL_RETRIES, "output": OUTPUT_RETRIES},
         toolsets=[_toolset(config, gate, compact=compact, servers=servers, hooks=hooks)],
         capabilities=[
+            Redacting(),
             *([TurnEnd(hooks, gate)] if hooks else []),
             Nested(memory, budget, written.warnings),
             HandleDeferredToolCalls(gate.decide),

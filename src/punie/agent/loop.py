@@ -15,6 +15,7 @@ from pydantic_ai.messages import ModelMessage
 
 from punie.agent import failures
 from punie.agent._recorded import Recorder
+from punie.agent._redacted import RedactedEvents, redactor_for
 from punie.agent._turn import Stopwatch, Turn
 from punie.agent.events import Event, Notice, TurnEnded
 from punie.agent.session import Session
@@ -47,6 +48,9 @@ async def run_turn(
     """
     if session is not None and session.workspace != workspace.root:
         raise ValueError(f"the session is one of {session.workspace}, not of {workspace.root}")
+    redact = redactor_for(workspace, agent.model)
+    safe = RedactedEvents(redact)
+    asked, prompt = prompt, redact(prompt)
     turn = Turn(history=tuple(history), names=config.tools, stopwatch=(stopwatch := Stopwatch()))
     cancelled: asyncio.CancelledError | None = None
     stream = agent.run_stream_events(
@@ -59,14 +63,17 @@ async def run_turn(
     )
     error: PunieError | None = None
     try:
+        if prompt != asked:
+            yield Notice("A secret in the prompt is kept from the model; name the variable or file that holds it.")
         if session is not None:
+            session.redact = redact
             session.begin(model=config.model, title=prompt)
             workspace.journal = session
         async with stream as run:
             turn.follow(run)
             async with aclosing(_with_notices(run)) as events:
                 async for event in events:
-                    for seen in (event,) if isinstance(event, Notice) else turn.see(event):
+                    for seen in (safe.aside(event),) if isinstance(event, Notice) else safe.all(turn.see(event)):
                         yield seen
     except PunieError as raised:
         error = raised
@@ -78,7 +85,7 @@ async def run_turn(
         error, cancelled = Interrupted("Interrupted."), raised
     finally:
         workspace.journal = None
-    for seen in turn.end(error):
+    for seen in safe.all(turn.end(error)):
         yield _stored(seen, session) if isinstance(seen, TurnEnded) and session is not None else seen
     if cancelled is not None:
         raise cancelled

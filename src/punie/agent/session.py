@@ -15,6 +15,7 @@ import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 from pathlib import Path
 from typing import Literal, cast
 
@@ -32,6 +33,7 @@ from pydantic_core import PydanticSerializationError
 from punie.agent._database import Database, Row
 from punie.agent.undo import Undo, Undone
 from punie.errors import SessionError, UsageError
+from punie.redaction import Redactor
 
 UNKNOWN_EFFECT = "interrupted; effect unknown - check"
 NOT_STARTED = "interrupted before it started; it did not run"
@@ -64,6 +66,7 @@ class SessionStore:
     def __init__(self, directory: Path, *, environment: Mapping[str, str] | None = None) -> None:
         self._database = Database(directory)
         self._environment = os.environ if environment is None else environment
+        self._redact = Redactor(self._environment)
         self.notices = self._database.notices
 
     def __enter__(self) -> "SessionStore":
@@ -91,13 +94,13 @@ class SessionStore:
         found = self._of(workspace, id)
         session = self._session(found.id, workspace=found.workspace)
         session.take()
-        session.messages = closed(load(self._database, found.id), _outcomes(self._database, found.id))
+        session.messages = self._messages(found.id)
         return session
 
     def fork(self, workspace: Path, id: str = "") -> "Session":  # noqa: A002 - the field's name
         """A new session that begins with everything said in another one of this workspace."""
         source = self._of(workspace, id)
-        messages = closed(load(self._database, source.id), _outcomes(self._database, source.id))
+        messages = self._messages(source.id)
         session = self._session(uuid.uuid4().hex, workspace=source.workspace)
         session.begin(model=source.model, title=source.title, parent=source.id)
         session.sync(messages)
@@ -135,8 +138,13 @@ class SessionStore:
 
     def messages(self, id: str) -> Sequence[ModelMessage]:  # noqa: A002 - the field's name
         """The conversation of a session, valid also if it was interrupted."""
-        found = self.find(id)
-        return closed(load(self._database, found.id), _outcomes(self._database, found.id))
+        return self._messages(self.find(id).id)
+
+    def _messages(self, id: str) -> Sequence[ModelMessage]:  # noqa: A002 - the field's name
+        """What is stored of a conversation; a secret that was not known as one when it was stored stays out of it."""
+        stored = load(self._database, id)
+        found = [restore(redacted(dump(message), self._redact))[0] for message in stored]
+        return closed(found, _outcomes(self._database, id))
 
     def remove(self, id: str) -> SessionInfo:  # noqa: A002 - the field's name
         """Delete a session and what undoing it needs. SessionError if a process has it open."""
@@ -154,7 +162,8 @@ class SessionStore:
     def rename(self, id: str, title: str) -> None:  # noqa: A002 - the field's name
         """Give a session another title."""
         with self._database.writing() as write:
-            write.execute("UPDATE sessions SET title = ? WHERE id = ?", (title[:_TITLE], self.find(id).id))
+            values = (self._redact(title)[:_TITLE], self.find(id).id)
+            write.execute("UPDATE sessions SET title = ? WHERE id = ?", values)
 
     def export(self, id: str) -> Iterator[str]:  # noqa: A002 - the field's name
         """A session as JSON lines: what it is, its messages, then its tool calls with what came of them."""
@@ -162,7 +171,7 @@ class SessionStore:
         head = {"version": 1, "id": info.id, "workspace": str(info.workspace), "created": info.created}
         yield _line("session", {**head, "model": info.model, "title": info.title})
         for message in load(self._database, info.id):
-            yield _line("message", {"message": json.loads(dump(message))[0]})
+            yield _line("message", {"message": json.loads(redacted(dump(message), self._redact))[0]})
         calls = self._database.rows(
             "SELECT c.turn, c.call, c.tool, c.arguments, c.started, r.outcome, r.output, r.ended"
             " FROM calls c LEFT JOIN results r ON r.id = c.id WHERE c.session = ? ORDER BY c.id",
@@ -170,7 +179,10 @@ class SessionStore:
         )
         names = ("turn", "call", "tool", "arguments", "started", "outcome", "output", "ended")
         for row in calls:
-            yield _line("call", dict(zip(names, row, strict=True)))
+            called = dict(zip(names, row, strict=True))
+            arguments = self._redact.of(json.loads(str(called["arguments"])))
+            output = self._redact.of(called["output"])
+            yield _line("call", {**called, "arguments": json.dumps(arguments), "output": output})
 
     def import_lines(self, lines: Iterable[str], *, workspace: Path) -> "tuple[Session, int]":
         """A new session of this workspace with the messages of an export, and how many lines could not be read.
@@ -200,7 +212,8 @@ class SessionStore:
 class Session:
     """One conversation that this process may add to. Made by a SessionStore.
 
-    `messages` is the conversation as it is stored; `run_turn` adds to it. `journal` keeps what its turns change.
+    `messages` is the conversation as it is stored; `run_turn` adds to it. `journal` keeps what its turns change, byte
+    for byte. Everything else is stored without secrets: `redact` takes them out.
     """
 
     def __init__(self, database: Database, id: str, *, workspace: Path, environment: Mapping[str, str]) -> None:  # noqa: A002 - the field's name
@@ -211,6 +224,7 @@ class Session:
         self._token = uuid.uuid4().hex
         self._stored = [str(row[1]) for row in _stored(database, id)]
         self._turn = 0
+        self.redact = Redactor(environment)
         self.journal = Undo(database, id, workspace, environment)
 
     def close(self) -> None:
@@ -225,7 +239,7 @@ class Session:
 
     def begin(self, *, model: str, title: str, parent: str | None = None) -> None:
         """Begin a turn. SessionError when nothing can be stored, or another process writes to the session."""
-        text = re.sub(r"\s+", " ", title.encode("utf-8", "replace").decode()).strip()
+        text = re.sub(r"\s+", " ", self.redact(title).encode("utf-8", "replace").decode()).strip()
         row = (self.id, os.fsencode(self.workspace), time.time(), model, text[:_TITLE], parent)
         with self._database.writing() as write:
             write.execute("INSERT OR IGNORE INTO sessions VALUES (?, ?, ?, ?, ?, ?)", row)
@@ -245,7 +259,7 @@ class Session:
 
     def intend(self, messages: Sequence[ModelMessage], *, call: str, tool: str, arguments: Mapping[str, object]) -> int:
         """Store that a call is about to run, with the conversation up to it; the number is for `finish`."""
-        text = json.dumps(arguments, default=str)
+        text = json.dumps(self.redact.of(dict(arguments)), default=str)
         with self._database.writing() as write:
             self._own(write)
             dumped = self._sync(write, messages, settled=len(self._stored) - 2)
@@ -259,7 +273,7 @@ class Session:
     def finish(self, number: int, *, outcome: Outcome, output: str) -> None:
         """Store how a call ended."""
         with self._database.writing() as write:
-            values = (number, outcome, _escaped(output), time.time())
+            values = (number, outcome, _escaped(self.redact(output)), time.time())
             write.execute("INSERT OR IGNORE INTO results VALUES (?, ?, ?, ?)", values)
 
     def undo(self) -> Undone | None:
@@ -281,7 +295,7 @@ class Session:
     def _sync(self, write: sqlite3.Connection, messages: Sequence[ModelMessage], *, settled: int) -> list[str]:
         """Add a row for every message that is not stored as it is; what was dropped is taken back."""
         settled = max(0, min(settled, len(messages)))
-        dumped = [*self._stored[:settled], *map(dump, messages[settled:])]
+        dumped = [*self._stored[:settled], *self._dumped(messages[settled:], at=settled)]
         before = [*self._stored, *[None] * len(dumped)]
         changed = [(place, text) for place, text in enumerate(dumped) if before[place] != text]
         gone = [(place, None) for place in range(len(dumped), len(self._stored))]
@@ -291,6 +305,12 @@ class Session:
             [(self.id, place, now, text) for place, text in [*changed, *gone]],
         )
         return dumped
+
+    def _dumped(self, messages: Sequence[ModelMessage], *, at: int) -> Iterator[str]:
+        """The messages from this place on as they are stored; what is stored already is known to hold no secrets."""
+        for message, known in zip_longest(messages, self._stored[at : at + len(messages)]):
+            text = dump(message)
+            yield text if text == known else redacted(text, self.redact)
 
     def _take(self, write: sqlite3.Connection) -> None:
         _refuse_used(write, self.id, own=self._token)
@@ -346,6 +366,13 @@ def restore(text: str) -> list[ModelMessage]:
         return ModelMessagesTypeAdapter.validate_json(text)
     except ValidationError:
         return ModelMessagesTypeAdapter.validate_python(json.loads(text))
+
+
+def redacted(text: str, redact: Redactor) -> str:
+    """One message as `dump` gives it, without secrets."""
+    value = json.loads(text)
+    safe = redact.of(value)
+    return text if safe == value else dump(restore(json.dumps(safe))[0])
 
 
 def _stored(database: Database, id: str) -> list[Row]:  # noqa: A002 - the field's name

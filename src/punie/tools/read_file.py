@@ -2,6 +2,7 @@
 
 from pydantic_ai import ModelRetry, RunContext
 
+from punie.redaction import without_private_keys
 from punie.tools._files import Answer, decode, is_binary, lines_of, load
 from punie.tools._output import MAX_ITEMS, clip, counted, fitting, printable
 from punie.tools._paths import Content
@@ -28,23 +29,25 @@ def read_file(ctx: RunContext[Workspace], path: str, start: int = 1, end: int | 
     if is_binary(content.data):
         return f"{shown} is a binary file of {counted(content.size, 'byte')}."
     text, readable = decode(content.data, whole=content.whole)
-    lines = lines_of(text)
+    lines = lines_of(without_private_keys(text))
     if content.whole:
         ctx.deps.remember(content.relative, content.data)
     if not lines:
         return f"{shown} is empty"
     if first > len(lines):
         return f"{shown} has {counted(len(lines), 'line')}; start={start} lies past the end."
-    return _page(content, lines, first=first, last=min(end or len(lines), len(lines)), readable=readable)
+    last = min(end or len(lines), len(lines))
+    page = ctx.deps.redact("\n".join(lines[first - 1 : last][:MAX_ITEMS])).split("\n")
+    return _page(content, page, first=first, last=last, count=len(lines), readable=readable)
 
 
-def _page(content: Content, lines: list[str], *, first: int, last: int, readable: bool) -> str:
-    numbered = [f"{number}\t{clip(lines[number - 1], limit=MAX_LINE)}" for number in range(first, last + 1)[:MAX_ITEMS]]
+def _page(content: Content, page: list[str], *, first: int, last: int, count: int, readable: bool) -> str:
+    numbered = [f"{number}\t{clip(line, limit=MAX_LINE)}" for number, line in enumerate(page, first)]
     kept = fitting(numbered)
     reached = first + len(kept) - 1
-    header = f"{printable(content.relative)} lines {first}-{reached} of {len(lines)}"
+    header = f"{printable(content.relative)} lines {first}-{reached} of {count}"
     more = [f"... {last - reached} more; read on with start={reached + 1}"] if reached < last else []
-    return "\n".join([header, *kept, *more, *_notes(content, len(lines), readable=readable)])
+    return "\n".join([header, *kept, *more, *_notes(content, count, readable=readable)])
 
 
 def _notes(content: Content, count: int, *, readable: bool) -> list[str]:

@@ -3,6 +3,7 @@
 from pydantic_ai import ModelRetry, RunContext
 
 from punie.controls import plain
+from punie.redaction import Redactor
 from punie.tools._output import MAX_BYTES, MAX_ITEMS, clip, counted, fitting, printable
 from punie.tools._process import MAX_OUTPUT_BYTES, Outcome, run
 from punie.tools._sandbox import MAX_PROCESSES
@@ -34,7 +35,7 @@ async def run_command(ctx: RunContext[Workspace], command: str, timeout: float |
         save_to=sandbox.new_output if sandbox.state_dir else None,
     )
     restored = [f"put back as it was: {printable(str(path))}" for path in outcome.restored]
-    return "\n".join([_header(outcome, limit=limit), *_lines(outcome), *restored])
+    return "\n".join([_header(outcome, limit=limit), *_lines(outcome, ctx.deps.redact), *restored])
 
 
 def _header(outcome: Outcome, *, limit: float) -> str:
@@ -48,11 +49,11 @@ def _header(outcome: Outcome, *, limit: float) -> str:
     return f"exit {outcome.status} in {outcome.seconds:.1f} s"
 
 
-def _lines(outcome: Outcome) -> list[str]:
+def _lines(outcome: Outcome, redact: Redactor) -> list[str]:
     """The start and the end of the output. The end matters most: errors and summaries stand there."""
-    lines, rest = _split(outcome.head), _split(outcome.tail)
+    lines, rest = _split(outcome.head, redact), _split(outcome.tail, redact)
     if not outcome.dropped:
-        lines, rest = _split(outcome.head + outcome.tail), []
+        lines, rest = _split(outcome.head + outcome.tail, redact), []
         if len(fitting(lines)) == len(lines):
             return lines
     first = _half(lines)
@@ -66,8 +67,8 @@ def _lines(outcome: Outcome) -> list[str]:
     return [*first, f"... {' and '.join(amounts)} left out here; narrow with | grep, | head or | tail{whole}", *last]
 
 
-def _split(data: bytes) -> list[str]:
-    lines = plain(data.decode("utf-8", errors="replace")).split("\n")
+def _split(data: bytes, redact: Redactor) -> list[str]:
+    lines = redact(plain(data.decode("utf-8", errors="replace"))).split("\n")  # before a line is cut within a secret
     lines = lines[:-1] if lines[-1] == "" else lines
     return [clip(line, limit=MAX_LINE) for line in lines]
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from pydantic_ai import ModelRetry, RunContext
 
+from punie.redaction import without_private_keys
 from punie.tools._files import decode, encoding_of, is_binary
 from punie.tools._glob import compile_glob
 from punie.tools._output import MAX_ITEMS, clip, counted, listing
@@ -91,9 +92,9 @@ def _look(workspace: Workspace, path: str, *, matches: Matcher, found: _Found) -
     numbers = matches(data)
     found.total += len(numbers)
     shown = numbers[: MAX_ITEMS - len(found.items)]
-    lines = data.split(b"\n") if shown else []
+    lines = without_private_keys(data.decode("utf-8", errors="replace")).split("\n") if shown else []
     for number in shown:
-        text = lines[number - 1].decode("utf-8", errors="replace").strip()
+        text = workspace.redact(lines[number - 1].strip())
         found.items.append(f"{clip(path, limit=400)}:{number} {clip(text)}")
 
 
