@@ -170,22 +170,20 @@ def edit(root: Path) -> None:
 def injected(root: Path) -> Iterator[dict[str, Any]]:
     """The edit under strace, which has the kernel fail or kill."""
     for inject in (
-        *("fsync:error=EIO", "fsync:error=EIO:when=2", "fsync:error=ENOSPC", "write:error=ENOSPC:when=1"),
+        *("fsync:error=EIO", "fsync:error=EIO:when=2", "fsync:error=ENOSPC"),
         *("renameat2:signal=KILL", "renameat2:error=EINVAL", "openat2:error=ENOSYS"),
     ):
         shutil.rmtree(root)
         root.mkdir()
         (root / "a.txt").write_bytes(b"one")
-        only = ["-P", str(root)] if inject.startswith("write") else []
-        # Files the tools write are the only ones whose writes are to fail, not the pipe to this process.
-        trace = ["strace", "-f", "-qq", "-o", "/dev/null", "-e", f"inject={inject}", *only]
+        trace = ["strace", "-f", "-qq", "-o", "/dev/null", "-e", f"inject={inject}"]
         said = _run([*trace, sys.executable, "-m", "tests.tools.damage", "edit", str(root)])
         yield {"what": f"strace {inject}", **_after(root, said)}
 
 
 def full(root: Path) -> dict[str, Any]:
-    """The edit on a disk of 64 kB, of which an old file takes the most."""
-    script = 'mount -t tmpfs -o size=64k none "$1"; printf one > "$1/a.txt"; head -c 57344 /dev/zero > "$1/zero"; shift'
+    """The edit on a disk of 64 kB, which is full."""
+    script = 'mount -t tmpfs -o size=64k none "$1"; printf one > "$1/a.txt"; head -c 61440 /dev/zero > "$1/zero"; shift'
     after = 'ls -A "$0"; cat "$0/a.txt"'
     shell = [
         "unshare",
