@@ -118,7 +118,8 @@ async def test_what_a_hook_says_is_cleaned(project: Project):
 async def test_a_hook_never_loosens_a_decision(project: Project):
     mark = project.root / "ran"
     chat = Turns(project.root, before(f"touch {mark}"))
-    for how in ({"deny": ["Edit"]}, {"mode": "plan"}, {"decision": deny()}, {"decision": None}):
+    ways: list[dict[str, Any]] = [{"deny": ["Edit"]}, {"mode": "plan"}, {"decision": deny()}, {"decision": None}]
+    for how in ways:
         _, end = await chat.turn(WRITE, "I see.", **how)
         assert end.tool_calls[0].outcome == "denied"
     assert not mark.exists()

@@ -171,6 +171,7 @@ async def main():
     await asyncio.sleep(600)
 asyncio.run(main())
 """
+    (tmp_path / ".env").write_text("FASTMCP_LOG_LEVEL=nonsense\n")  # a library that read this would fail
     with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, cwd=tmp_path) as punie:
         assert punie.stdout is not None
         assert punie.stdout.readline() == "[]\n"  # the extra is imported when a server is started
