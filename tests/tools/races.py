@@ -220,9 +220,10 @@ def outcomes(seconds: float) -> Iterator[Outcome]:
 
 @contextmanager
 def _own_place(uid: int) -> Iterator[Path]:
-    place = Path(tempfile.mkdtemp(prefix="punie-races-", dir=open_place()))
+    is_root = os.getuid() == 0
+    place = Path(tempfile.mkdtemp(prefix="punie-races-", dir=open_place() if is_root else None))
     try:
-        if os.getuid() == 0:
+        if is_root:
             os.chown(place, uid, uid)
         yield place
     finally:

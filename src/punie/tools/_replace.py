@@ -96,10 +96,11 @@ class Temporary:
 
     def discard(self) -> None:
         """Delete what has the name now, if it is known to be of no use; somebody else's stays, under another name."""
+        here = self._here()
         with suppress(FileNotFoundError):
-            if self._here() in self._known:
+            if here in self._known:
                 os.unlink(self.name, dir_fd=self.directory)
-            else:
+            elif here is not None:
                 os.rename(self.name, f"{self.name}.kept", src_dir_fd=self.directory, dst_dir_fd=self.directory)
 
     def _move(self, place: Located) -> None:
