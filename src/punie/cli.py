@@ -10,7 +10,7 @@ import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from types import FrameType
+from types import FrameType, TracebackType
 from typing import NamedTuple, Never
 
 from punie.errors import PunieError, UsageError
@@ -245,11 +245,12 @@ COMMANDS: Mapping[str, Command] = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line and return its exit code. A bug keeps its traceback."""
+    """Run the command line and return its exit code. A bug keeps its traceback, without secrets."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     _import_nothing_from_here()
     _run_nothing_from_here()
     _survive_odd_text()
+    sys.excepthook = _show_bug
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _terminate)
     try:
@@ -383,11 +384,23 @@ def _print_version() -> int:
 
 
 def _complain(error: PunieError) -> int:
+    from punie.redaction import Redactor
     from punie.ui._clean import clean
 
-    first, *rest = clean(str(error)).splitlines() or [type(error).__name__]
+    first, *rest = clean(Redactor(os.environ)(str(error))).splitlines() or [type(error).__name__]
     sys.stderr.write("\n".join([f"punie: {first}", *(f"  {line}" for line in rest)]) + "\n")
     return error.exit_code
+
+
+def _show_bug(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Print a traceback as Python does; what it quotes may hold secrets and control sequences."""
+    import traceback
+
+    from punie.redaction import Redactor
+    from punie.ui._clean import visible
+
+    told = "".join(traceback.format_exception(kind, error, trace))
+    sys.stderr.write(visible(Redactor(os.environ)(told)))
 
 
 def _survive_odd_text() -> None:

@@ -20,16 +20,28 @@ def state_dir(env: Mapping[str, str]) -> Path:
     return Path(base) / "punie" if Path(base).is_absolute() else Unix("punie").user_state_path
 
 
-def history_in(directory: Path) -> History:
+class _TypedHistory(FileHistory):
+    """What was typed, kept without secrets; in this conversation it comes back as it was."""
+
+    def __init__(self, file: Path, redact: Callable[[str], str]) -> None:
+        super().__init__(str(file))
+        self._redact = redact
+
+    def store_string(self, string: str) -> None:
+        super().store_string(self._redact(string))
+
+
+def history_in(directory: Path, *, redact: Callable[[str], str]) -> History:
     """What was typed before, in a file that only the user may read; kept in memory where none can be written."""
     file = directory / "history"
     try:
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-        os.close(os.open(file, os.O_RDWR | os.O_CREAT, 0o600))
+        directory.chmod(0o700)
+        os.close(os.open(file, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))
         file.chmod(0o600)
     except OSError:
         return InMemoryHistory()
-    return FileHistory(str(file))
+    return _TypedHistory(file, redact)
 
 
 def input_session(

@@ -338,9 +338,11 @@ def result(about: About, ended: "TurnEnded") -> dict[str, object]:
 def _failure(about: About, error: PunieError) -> dict[str, object]:
     """The same object for a run that ended before its first turn."""
     from punie.agent.events import Timing, TurnEnded, UsageUpdated
+    from punie.redaction import Redactor
 
     nothing = UsageUpdated(input_tokens=0, output_tokens=0, cached_tokens=0)
-    return result(about, TurnEnded("error", "", (), 0, Timing(), nothing, error=str(error), exit_code=error.exit_code))
+    told = Redactor(os.environ)(str(error))
+    return result(about, TurnEnded("error", "", (), 0, Timing(), nothing, error=told, exit_code=error.exit_code))
 
 
 def totals(ended: "TurnEnded") -> str:

@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.text import Text
 
 from punie.errors import PunieError, SessionError, UsageError
+from punie.redaction import Redactor
 from punie.ui import commands
 from punie.ui._clean import clean, one_line
 from punie.ui._complete import ChatCompleter, without_marks
@@ -103,7 +104,12 @@ class Chat:
         self._interrupted_at = -_SECONDS_TO_LEAVE
         self._stopping = False
         self._restore_keys: Callable[[], None] = _nothing
-        history = history_in(state_dir(os.environ)) if setup.settings.save_sessions else InMemoryHistory()
+        self._redact = Redactor(os.environ)
+        history = (
+            history_in(state_dir(os.environ), redact=self._redact)
+            if setup.settings.save_sessions
+            else InMemoryHistory()
+        )
         self._typed_before = WholeHistory(history, self.pastes)
         self._input = input_session(
             history=self._typed_before,
@@ -198,7 +204,7 @@ class Chat:
     def say(self, lines: Sequence[str], *, style: str = "") -> None:
         """Print lines, safe for a terminal."""
         for line in lines:
-            self.console.print(Text(clean(line), style))
+            self.console.print(Text(clean(self._redact(line)), style))
 
     def warn(self, text: str) -> None:
         """Print something the user should know."""
