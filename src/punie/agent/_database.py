@@ -5,6 +5,7 @@ SQLite in WAL mode with `synchronous=FULL`: what was committed survives kill -9 
 
 import fcntl
 import os
+import random
 import shutil
 import sqlite3
 import threading
@@ -15,8 +16,10 @@ from pathlib import Path
 
 from punie.errors import SessionError
 
-BUSY_S = 5.0
-"""How long to wait for another process that writes."""
+BUSY_S = 30.0
+"""How long to wait for other processes that write."""
+_POLL_S = 0.005
+"""SQLite's own waiting gives up to 100 ms to whoever comes by: with many writers some wait for ever."""
 _PROBED_ROWS = 100_000
 """Row numbers that are tried one by one around a damaged page."""
 
@@ -92,7 +95,7 @@ class Database:
     def writing(self) -> Iterator[sqlite3.Connection]:
         """One transaction: all of it is on the disk when this ends, or none of it."""
         with self._mutex, self.explained():
-            self._connection.execute("BEGIN IMMEDIATE")
+            self._begin()
             try:
                 yield self._connection
                 self._connection.execute("COMMIT")
@@ -100,6 +103,22 @@ class Database:
                 with suppress(sqlite3.Error):  # a full disk has rolled back already
                     self._connection.execute("ROLLBACK")
                 raise
+
+    def _begin(self) -> None:
+        """Become the one that writes, with the same chance as everybody else who waits."""
+        end = time.monotonic() + BUSY_S
+        self._connection.execute("PRAGMA busy_timeout = 0")
+        try:
+            while True:
+                try:
+                    self._connection.execute("BEGIN IMMEDIATE")
+                    return
+                except sqlite3.OperationalError as error:
+                    if not _is_busy(error) or time.monotonic() > end:
+                        raise
+                time.sleep(random.uniform(0, 2 * _POLL_S))
+        finally:
+            self._connection.execute(f"PRAGMA busy_timeout = {int(BUSY_S * 1000)}")
 
     def rows(self, sql: str, *values: object) -> list[Row]:
         """All rows of a query."""
@@ -121,6 +140,8 @@ class Database:
         """What the system has against it. SQLite calls many things that a full disk does a disk I/O error."""
         if isinstance(error, OSError) and error.strerror:
             return error.strerror
+        if isinstance(error, sqlite3.Error) and _is_busy(error):
+            return f"other processes have been writing to it for {BUSY_S:.0f} s"
         with suppress(OSError):
             if "I/O" in str(error) and shutil.disk_usage(self.directory).free == 0:
                 return "the disk is full"
@@ -236,6 +257,11 @@ def _damage(text: str) -> sqlite3.DatabaseError:
 def _is_damage(error: sqlite3.DatabaseError) -> bool:
     """Whether an error says that the file is broken, not that it is locked, full or read-only."""
     return getattr(error, "sqlite_errorcode", 0) & 0xFF in {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
+
+
+def _is_busy(error: sqlite3.Error) -> bool:
+    """Whether an error says that another process is at it."""
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF in {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
 
 
 def _version(connection: sqlite3.Connection) -> int:
