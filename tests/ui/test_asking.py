@@ -13,7 +13,7 @@ from rich.console import Console
 
 from punie.agent.approval import Decision, Request, always, deny, network, once, session
 from punie.config import trust_store
-from punie.ui._ask import Question, choices, decision_of
+from punie.ui._ask import Question, choices, decision_of, ends, keys
 from punie.ui._setup import prepare
 from punie.ui.options import Options
 from punie.ui.trust import offer
@@ -75,6 +75,53 @@ async def test_everything_that_matters_is_shown_whole():
     assert "Asked because: `env` runs other commands" in text
     assert "Careful: `rm` deletes files: 3 files<U+200B>." in text
     assert decision == deny("keep")
+
+
+async def test_spaces_that_are_easily_overseen_are_spelled_out():
+    request = Request("run_command", {}, f"echo ok{' ' * 57}; rm x \\ \necho a  \n    indented\t\n")
+    text, _ = await shown(request, "n\r")
+    assert "echo ok<57 spaces>; rm x \\␠\necho a␠␠\n    indented␉\n" in text
+
+
+async def test_of_a_long_command_both_ends_are_shown_and_the_rest_is_counted():
+    command = "\n".join(["echo first", *(f"echo {number:03}" for number in range(200)), "rm -rf last"])
+    request = Request("run_command", {"command": command}, command)
+    text, decision = await shown(request, "n\r")
+    assert "echo first" in text
+    assert "rm -rf last" in text
+    left_out = [line for line in command.splitlines() if line not in text]
+    assert f"Careful: {len(left_out)} lines, {len(chr(10).join(left_out))} characters between" in text
+    assert "  v show all of it first\n  n no" in text
+    assert decision == deny()
+
+
+async def test_all_of_a_long_command_is_shown_on_demand_and_that_answers_nothing():
+    command = "\n".join(f"echo {number:03}" for number in range(200))
+    text, decision = await shown(Request("run_command", {}, command), "v\ry\r")
+    assert command in text
+    assert decision == once
+
+
+async def test_a_long_line_is_cut_in_its_middle():
+    command = "echo " + "".join(f"{number:05}" for number in range(2000)) + "; rm -rf last"
+    text, _ = await shown(Request("run_command", {}, command), "n\r")
+    assert "echo 0000000001" in text
+    assert "; rm -rf last" in text
+    assert "Careful: 1 line, " in text
+    assert len(text) < 3000
+
+
+@pytest.mark.parametrize("text", ["", "a", "a\n", "a\nb", "\n\n", "x" * 40, ("x" * 25 + "\n") * 3])
+@pytest.mark.parametrize("rows", [3, 4, 5, 20])
+def test_nothing_is_lost_between_start_middle_and_end(text: str, rows: int):
+    pieces = ends(text, rows=rows, width=10)
+    assert "".join(pieces).replace("\n", "") == text.replace("\n", "")
+    assert (pieces[0] == text) == (not pieces[1])
+
+
+def test_what_can_be_viewed_can_only_be_viewed_where_something_is_left_out():
+    assert decision_of("v", COMMAND) is None
+    assert "  v " not in keys(COMMAND)
 
 
 async def test_the_rule_that_always_would_keep_is_shown():
