@@ -52,7 +52,7 @@ def defined(server: McpServer, *, name: str = "words", scope: Any = "user") -> D
 @asynccontextmanager
 async def connected(server: McpServer, *, root: Path, **environment: str) -> AsyncIterator[Connection]:
     definition = defined(server)
-    connection = Connection(definition, server, root=root, environment={"PATH": os.environ["PATH"], **environment})
+    connection = Connection(definition, server, directory=root, environment={"PATH": os.environ["PATH"], **environment})
     try:
         await connection.start()
         yield connection
@@ -164,7 +164,8 @@ from punie.agent.mcp import Connection
 from punie.extensions import Definition, McpServer
 print([name for name in ("mcp", "fastmcp", "mcp_types") if name in sys.modules], flush=True)
 server = McpServer(command=sys.executable, args=({str(SERVER)!r}, "mark", "started"))
-connection = Connection(Definition("w", "user", Path(), server), server, root=Path.cwd(), environment=dict(os.environ))
+definition = Definition("w", "user", Path(), server)
+connection = Connection(definition, server, directory=Path.cwd(), environment=dict(os.environ))
 async def main():
     await connection.start()
     print(connection._program._process.pid, flush=True)
@@ -225,6 +226,9 @@ async def answering(head: str, body: bytes = b"") -> AsyncIterator[str]:
         yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/mcp"
 
 
+EVENT = b'data: {"jsonrpc": "2.0", "method": "notifications/message", "params": {"level": "info", "data": "x"}}\n\n'
+
+
 @pytest.mark.parametrize(
     ("head", "body", "said"),
     [
@@ -232,13 +236,18 @@ async def answering(head: str, body: bytes = b"") -> AsyncIterator[str]:
         ("HTTP/1.1 200 OK\nContent-Type: text/html\nContent-Length: 2", b"hi", "cannot be reached"),
         ("HTTP/1.1 307 Moved\nLocation: http://127.0.0.2:1/\nContent-Length: 0", b"", "cannot be reached"),
         ("HTTP/1.1 200 OK\nContent-Type: application/json\nConnection: close", b" " * (5 << 20), "more than 4 MB"),
+        (
+            "HTTP/1.1 200 OK\nContent-Type: text/event-stream\nConnection: close",
+            EVENT * 100_000,
+            "ended without a response",
+        ),
     ],
 )
 @LEAKY
 async def test_addresses_that_are_no_servers(tmp_path: Path, head: str, body: bytes, said: str):
     async with answering(head, body) as url:
         with pytest.raises(McpError, match=said):
-            async with connected(McpServer(url=url, startup_timeout_sec=5), root=tmp_path):
+            async with connected(McpServer(url=url), root=tmp_path):
                 pass
     gc.collect()
 
@@ -321,7 +330,8 @@ class Turns:
         self.servers = self.make()
 
     def make(self) -> Servers:
-        return Servers(self.definitions, self.pins, root=self.root, environment=self.environment)
+        root = self.root
+        return Servers(self.definitions, self.pins, root=root, directory=root, environment=self.environment)
 
     async def turn(
         self,
@@ -454,12 +464,10 @@ async def test_small_embedded_models_see_no_tools_unless_their_name_is_given(pro
         chat = turns(project, models=patterns)
         await chat.turn("Hello.", spec=spec)
         assert bool(chat.tools()) is seen
-    only = Servers([defined(program("quick", models=("local",)))], chat.pins, root=project.root, environment={})
     gate = cast("Any", None)
-    assert only.toolset("local", compact=True, gate=gate) is not None
-    assert Servers([defined(program("quick"))], chat.pins, root=project.root, environment={}).toolset(
-        "local", compact=True, gate=gate
-    ) is None  # fmt: skip
+    named = turns(project, models=("local",))
+    assert named.servers.toolset("local", compact=True, gate=gate) is not None
+    assert turns(project).servers.toolset("local", compact=True, gate=gate) is None
 
 
 # --- agreement ---
@@ -544,6 +552,15 @@ async def test_agreement_to_one_project_is_none_to_another(tmp_path: Path):
     (tmp_path / "state" / "approved.json").write_text('{"servers": 7}')
     assert not Pins(tmp_path / "state", tmp_path / "a").agrees(definition)
     assert len(list((tmp_path / "state").glob("approved.json.corrupt-*"))) == 1
+
+
+async def test_a_server_of_the_users_own_is_the_same_program_everywhere(project: Project):
+    (project.root / "server").write_text("#!/bin/sh\ntouch ran\n")
+    (project.root / "server").chmod(0o755)
+    chat = Turns(project.root, [defined(McpServer(command="./server"))])
+    events, _ = await chat.turn("Hello.")
+    assert "'./server' is another program in every directory" in notices(events)
+    assert not (project.root / "ran").exists()
 
 
 # --- files and variables ---

@@ -141,6 +141,13 @@ def test_a_projects_server_needs_trust_and_agreement(punie: Punie, project: Path
     assert "mcp__" not in json.dumps(server.requests[0]["tools"])
 
 
+def test_a_program_of_ones_own_is_kept_by_its_whole_path(punie: Punie, project: Path) -> None:
+    for command in ("./tool", str(project / "tool")):
+        assert punie("mcp", "add", "words", "--", command).returncode == 0
+        assert listed(punie)["words"]["command"] == str(project / "tool")
+        punie("mcp", "remove", "words")
+
+
 def test_adding_for_a_project_writes_its_file_and_agrees(punie: Punie, project: Path) -> None:
     (project / ".mcp.json").write_text('{"other": true}')
     done = punie(

@@ -6,6 +6,7 @@ end, and leaves it behind when Punie is killed. This module needs the `mcp` extr
 
 import asyncio
 import contextlib
+import math
 import os
 import signal
 from collections import deque
@@ -43,9 +44,9 @@ _IGNORED = ("notifications/message", "notifications/progress", "notifications/re
 class Program(ClientTransport):
     """One run of a server's program. `fault` says afterwards why it ended, if it ended by itself."""
 
-    def __init__(self, server: McpServer, *, root: Path, environment: Mapping[str, str]) -> None:
+    def __init__(self, server: McpServer, *, directory: Path, environment: Mapping[str, str]) -> None:
         self._server = server
-        self._root = root
+        self._directory = directory
         self._environment = environment
         self._stderr: deque[bytes] = deque(maxlen=STDERR_BYTES // 100)
         self._process: asyncio.subprocess.Process | None = None
@@ -101,7 +102,7 @@ class Program(ClientTransport):
         return {
             "argv": [self._program(search_path), *self._server.args],
             "env": child_environment(self._environment) | dict(self._server.env),
-            "cwd": str(self._root),
+            "cwd": str(self._directory),
             "nofile": MAX_OPEN_FILES,
             "fsize": MAX_FILE_BYTES,
             "max_processes": MAX_PROCESSES,
@@ -110,7 +111,7 @@ class Program(ClientTransport):
     def _program(self, search_path: str) -> str:
         command = self._server.command or ""
         path = Path(command).expanduser()
-        found = str(self._root / path) if "/" in command else find_program(command, path=search_path)
+        found = str(self._directory / path) if "/" in command else find_program(command, path=search_path)
         if found is None or not os.access(found, os.X_OK) or Path(found).is_dir():
             raise FileNotFoundError(command)
         return found
@@ -210,18 +211,20 @@ def _send(process: asyncio.subprocess.Process, number: signal.Signals) -> None:
 
 
 class _Capped(httpx2.AsyncByteStream):
-    """A body of bounded length; a stream of events is bounded event by event elsewhere."""
+    """A body, or a stream of events, of bounded length."""
 
-    def __init__(self, stream: httpx2.AsyncByteStream) -> None:
+    def __init__(self, stream: httpx2.AsyncByteStream, *, lines: float) -> None:
         self._stream = stream
+        self._lines = lines
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         """The body as it comes. Raises ReadError when it gets too long."""
-        seen = 0
+        seen = lines = 0
         async for chunk in self._stream:
             seen += len(chunk)
-            if seen > MAX_MESSAGE_BYTES:
-                raise httpx2.ReadError(f"it sent a message of more than {MAX_MESSAGE_BYTES >> 20} MB")
+            lines += chunk.count(b"\n")
+            if seen > MAX_MESSAGE_BYTES or lines > self._lines:
+                raise httpx2.ReadError(f"it sent an answer of more than {MAX_MESSAGE_BYTES >> 20} MB")
             yield chunk
 
     async def aclose(self) -> None:
@@ -239,9 +242,10 @@ class _Client(httpx2.AsyncClient):
         if response.status_code in {401, 403}:  # the library keeps the status to itself
             await response.aclose()
             raise httpx2.RequestError(f"status {response.status_code} {response.reason_phrase}")
-        events = response.headers.get("content-type", "").startswith("text/event-stream")
-        if not events and isinstance(response.stream, httpx2.AsyncByteStream):
-            response.stream = _Capped(response.stream)
+        if isinstance(response.stream, httpx2.AsyncByteStream):
+            events = response.headers.get("content-type", "").startswith("text/event-stream")
+            # An event takes three or four lines.
+            response.stream = _Capped(response.stream, lines=4 * MAX_UNASKED if events else math.inf)
         if not stream:
             await response.aread()
         return response

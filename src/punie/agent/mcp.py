@@ -49,11 +49,11 @@ class Connection:
     """One server while it runs: its tools, and calls to them."""
 
     def __init__(
-        self, definition: Definition, server: McpServer, *, root: Path, environment: Mapping[str, str]
+        self, definition: Definition, server: McpServer, *, directory: Path, environment: Mapping[str, str]
     ) -> None:
         self.definition = definition
         self._server = server
-        self._root = root
+        self._directory = directory
         self._environment = environment
         self._inner: MCPToolset[Workspace] | None = None
         self._program: Program | None = None
@@ -103,7 +103,7 @@ class Connection:
         except ImportError as error:
             raise McpError(f"MCP servers need packages that are not here: {error.name}.", _INSTALL) from error
         if self._server.url is None:
-            self._program = Program(self._server, root=self._root, environment=self._environment)
+            self._program = Program(self._server, directory=self._directory, environment=self._environment)
         try:
             transport = self._program or address(self._server)
         except ValueError as error:
@@ -274,11 +274,16 @@ Ask = Callable[[Request], Awaitable[bool]]
 
 @dataclass
 class Servers:
-    """The servers of one conversation. They are ended by `close`."""
+    """The servers of one conversation. They are ended by `close`.
+
+    `root` is the project, `directory` where programs are started: elsewhere if the project is not trusted, because
+    many programs read settings where they are started.
+    """
 
     definitions: Sequence[Definition]
     pins: Pins
     root: Path
+    directory: Path
     environment: Mapping[str, str]
     project_variables: Collection[str] = ()
     _slots: dict[str, _Slot] = field(default_factory=dict)
@@ -297,12 +302,18 @@ class Servers:
         return Toolset(self, tuple(names), gate) if names else None
 
     def connection(self, definition: Definition) -> Connection:
-        """A connection that is not started yet. Raises McpError if a variable is missing."""
+        """A connection that is not started yet. Raises McpError if a variable is missing, or a path is no whole one."""
         try:
             server = filled(definition, environment=self.environment, project_variables=self.project_variables)
         except ValueError as error:
             raise McpError(f"The MCP server {definition.name} is not started: {error}.") from error
-        return Connection(definition, server, root=self.root, environment=self.environment)
+        command = server.command or ""
+        if definition.scope == "user" and "/" in command and not Path(command).expanduser().is_absolute():
+            cause = (
+                f"The MCP server {definition.name} is not started: '{command}' is another program in every directory."
+            )
+            raise McpError(cause, f"Give its whole path in {definition.file}.")
+        return Connection(definition, server, directory=self.directory, environment=self.environment)
 
     async def running(self, names: Sequence[str], *, gate: Gate) -> list[Connection]:
         """The named servers that run, started if need be; what keeps one from it is told to the user once."""

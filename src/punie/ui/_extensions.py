@@ -6,7 +6,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from punie.config import Resolved
+from punie.config import Resolved, home_of
 from punie.extensions import PROJECT_FILE, USER_FILE, Definition, Hooks, read_servers
 from punie.trust import state_directory
 
@@ -53,14 +53,23 @@ class Extensions:
     project_hooks: Hooks = field(default_factory=Hooks)
     project_variables: tuple[str, ...] = ()
     root: Path = Path()
+    directory: Path = Path()
+    """Where the programs of servers are started."""
     environment: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def of(cls, resolved: Resolved, *, env: Mapping[str, str]) -> "Extensions":
         """Those of the settings. Raises ConfigError for a mistake in the user's own files."""
         settings = resolved.settings
-        hooks = settings.hooks, resolved.project_hooks
-        return cls(find_servers(resolved), *hooks, settings.mcp_environment, resolved.root, env)
+        return cls(
+            find_servers(resolved),
+            own_hooks=settings.hooks,
+            project_hooks=resolved.project_hooks,
+            project_variables=settings.mcp_environment,
+            root=resolved.root,
+            directory=resolved.root if resolved.trusted else home_of(env) or Path("/"),
+            environment=env,
+        )
 
     @property
     def pins(self) -> "Pins":
@@ -80,6 +89,7 @@ class Extensions:
             self.found.definitions,
             self.pins,
             root=self.root,
+            directory=self.directory,
             environment=self.environment,
             project_variables=self.project_variables,
         )

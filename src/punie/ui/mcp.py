@@ -55,7 +55,7 @@ def run(action: Action, asked: Asked, *, options: Options) -> int:
     """Do one action of `punie mcp` and return the exit code."""
     resolved = load_settings(cwd=options.cwd, env=os.environ, flags={})
     if action == "add":
-        return _add(resolved, asked)
+        return _add(resolved, asked, cwd=options.cwd)
     if action == "remove":
         return _remove(resolved, asked)
     extensions = Extensions.of(resolved, env=os.environ)
@@ -124,12 +124,18 @@ def _file(resolved: Resolved, *, project: bool) -> Path:
     return resolved.root / PROJECT_FILE if project else resolved.user_file.with_name(USER_FILE)
 
 
-def _add(resolved: Resolved, asked: Asked) -> int:
+def _add(resolved: Resolved, asked: Asked, *, cwd: Path) -> int:
     from punie.agent._pins import Pins
     from punie.trust import state_directory
 
     file = _file(resolved, project=asked.project)
-    definition = Definition(_name(asked.name), "project" if asked.project else "user", file, _server(asked))
+    server = _server(asked)
+    if (
+        not asked.project and server.command and "/" in server.command
+    ):  # a program of its own, wherever Punie is started
+        whole = (cwd / Path(server.command).expanduser()).absolute()
+        server = server.model_copy(update={"command": str(whole)})
+    definition = Definition(_name(asked.name), "project" if asked.project else "user", file, server)
     if write_server(file, definition.name, definition.server):
         raise UsageError(
             f"{file} has a server named '{asked.name}' already.", f"`punie mcp remove {asked.name}` first."
