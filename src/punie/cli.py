@@ -130,17 +130,17 @@ def _config(arguments: Sequence[str]) -> int:
 
 
 def _sessions(arguments: Sequence[str]) -> int:
-    usage = "[list [--all] | show ID | export ID [--markdown] [-o FILE] | import FILE | rm ID...]"
+    usage = "[list [--all] | show ID | export ID [--markdown] [-o FILE] | import FILE | rm ID... | prune]"
     parser = _command_parser("sessions", usage)
-    actions = ("list", "show", "export", "import", "rm", "delete")
+    actions = ("list", "show", "export", "import", "rm", "delete", "prune")
     parser.add_argument("action", nargs="?", default="list", choices=actions)
     parser.add_argument("names", nargs="*", metavar="ID", help="the beginning of a session's id, or a file to import")
     parser.add_argument("--all", action="store_true", help="list the sessions of every directory")
     parser.add_argument("--markdown", action="store_true", help="export text for people instead of JSON lines")
     parser.add_argument("-o", "--output", metavar="FILE", help="export to a new file instead of standard output")
     given = parser.parse_intermixed_args(arguments)
-    if given.action == "list" and given.names:
-        parser.error("'list' takes no arguments")
+    if given.action in ("list", "prune") and given.names:
+        parser.error(f"'{given.action}' takes no arguments")
     from punie.ui import sessions
 
     options = _command_options(given)

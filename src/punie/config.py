@@ -94,6 +94,17 @@ class SandboxOptions(BaseModel):
     """More variables for commands: exact names, or patterns such as "CARGO_*" that never match a secret."""
 
 
+class SessionOptions(BaseModel):
+    """How long conversations are kept; 0 keeps them for ever, and any number of them."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    keep_days: Annotated[int, Field(ge=0)] = 90
+    """Days after which a conversation is deleted to which nothing was added."""
+    keep: Annotated[int, Field(ge=0)] = 1_000
+    """Conversations of all directories together; the ones that changed last stay."""
+
+
 class AgentConfig(BaseModel):
     """What one agent is: its model, its tools and how it samples."""
 
@@ -130,6 +141,7 @@ class Settings(AgentConfig, BaseSettings):
     """Directories trusted besides those of `punie trust`. Trust does not reach into projects below."""
     cache_dir: Path | None = None
     save_sessions: bool = True
+    sessions: SessionOptions = SessionOptions()
     agents_md_tokens: Annotated[int, Field(ge=0)] | None = None
     """Tokens that AGENTS.md files may take. None: an eighth of the model's window, and of an embedded model nothing."""
     sandbox: SandboxOptions = SandboxOptions()
@@ -197,9 +209,10 @@ def setting_keys() -> tuple[str, ...]:
     rules = tuple(f"permissions.{name}" for name in PermissionRules.model_fields)
     sandbox = tuple(f"sandbox.{name}" for name in SandboxOptions.model_fields)
     hooks = tuple(f"hooks.{name}" for name in Hooks.model_fields)
-    tables = {"limits", "engine", "permissions", "sandbox", "hooks"}
+    sessions = tuple(f"sessions.{name}" for name in SessionOptions.model_fields)
+    tables = {"limits", "engine", "permissions", "sandbox", "hooks", "sessions"}
     plain = (name for name in Settings.model_fields if name not in tables)
-    return (*plain, *limits, *engine, *rules, *sandbox, *hooks)
+    return (*plain, *limits, *engine, *rules, *sandbox, *sessions, *hooks)
 
 
 def value_of(settings: Settings, key: str) -> object:

@@ -2,14 +2,16 @@
 
 import json
 import os
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
+from tests.ui.pseudo import CTRL_D, Terminal, ready
 from tests.ui.scripted_server import Call, ScriptedServer
-from tests.ui.test_terminal import CTRL_D, Terminal, ready
 
 EDIT = Call("edit_file", {"path": "a.py", "old": "Greeter", "new": "Waver"})
 REMOVE = Call("run_command", {"command": "rm a.py; echo new > b.py"})
@@ -185,3 +187,24 @@ def test_sessions_resume_and_fork_in_the_chat(chat: Callable[..., Terminal], ser
     assert prompts(server.requests[-1]) == ["first", "third"]
     terminal.enter("/sessions")
     assert terminal.wait("4 messages  first")
+
+
+def test_old_sessions_are_deleted_beside_a_turn_and_on_demand(
+    punie: Punie, server: ScriptedServer, tmp_path: Path
+) -> None:
+    server.script = [["Well."]]
+    for _ in range(2):
+        assert punie("-p", "hello", "-m", server.spec).returncode == 0
+    done = punie("sessions", "prune", PUNIE_SESSIONS__KEEP="1")
+    assert done.stdout == "deleted 1 of 2 sessions\n"
+    database = tmp_path / "state" / "punie" / "sessions" / "sessions.db"
+    with closing(sqlite3.connect(database)) as connection:
+        connection.execute("UPDATE sessions SET created = 1")
+        connection.execute("UPDATE messages SET written = 1")
+        connection.commit()
+    server.script = [[Call("run_command", {"command": "sleep 1"})], ["Well."]]
+    server.requests.clear()
+    assert punie("-p", "hello", "-m", server.spec, "--yolo", "--continue").returncode == 0
+    listed = punie("sessions").stdout.splitlines()
+    assert len(listed) == 1
+    assert "6 messages" in listed[0]

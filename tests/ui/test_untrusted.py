@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 from tests.ui.scripted_server import Call, ScriptedServer, serving
-from tests.ui.test_terminal import PUNIE, Terminal, ready
+from tests.ui.pseudo import PUNIE, Terminal, ready
 
 from punie.config import load_settings, trust_store
 

@@ -39,6 +39,11 @@ UNKNOWN_EFFECT = "interrupted; effect unknown - check"
 NOT_STARTED = "interrupted before it started; it did not run"
 _TITLE = 80
 _SHORTEST_ID = 4
+_CHANGED = (
+    "SELECT s.id, max(s.created, coalesce(max(m.written), 0)) AS changed"
+    " FROM sessions s LEFT JOIN messages m ON m.session = s.id"
+)
+"""Every session, also one without messages, and when it changed last."""
 
 Outcome = Literal["ok", "error", "interrupted"]
 
@@ -94,6 +99,11 @@ class SessionStore:
         found = self._of(workspace, id)
         session = self._session(found.id, workspace=found.workspace)
         session.take()
+        if not self._database.rows("SELECT 1 FROM sessions WHERE id = ?", found.id):
+            session.close()
+            raise UsageError(
+                f"Session {found.id[:8]} has just been deleted.", "`punie sessions list` shows the others."
+            )
         session.messages = self._messages(found.id)
         return session
 
@@ -151,13 +161,39 @@ class SessionStore:
         found = self.find(id)
         with self._database.writing() as write:
             _refuse_used(write, found.id)
-            write.execute("DELETE FROM results WHERE id IN (SELECT id FROM calls WHERE session = ?)", (found.id,))
-            for table in ("messages", "calls", "turns", "changes", "uncovered", "locks"):
-                write.execute(f"DELETE FROM {table} WHERE session = ?", (found.id,))  # noqa: S608 - own names
-            write.execute("DELETE FROM sessions WHERE id = ?", (found.id,))
+            _delete(write, found.id)
         Undo.forget_unused(self._database)
         self._database.rows("PRAGMA wal_checkpoint(TRUNCATE)")  # what was deleted is in the log until then
         return found
+
+    def prune(self, *, keep_days: int, keep: int) -> int:
+        """Delete the sessions that nothing was added to for so many days, and the oldest beyond so many; 0 sets no end.
+
+        One that a process has open stays. Returns how many were deleted. What they took is used again.
+        """
+        gone = 0
+        for id_, changed in self._outdated(keep_days=keep_days, keep=keep):
+            with self._database.writing() as write:
+                # It may have been taken up, or added to, since it was found.
+                now = write.execute(f"{_CHANGED} WHERE s.id = ? GROUP BY s.id", (id_,)).fetchone()
+                if _user(write, id_) or now != (id_, changed):
+                    continue
+                _delete(write, id_)
+            gone += 1
+        if gone:
+            Undo.forget_unused(self._database)
+            self._database.rows("PRAGMA wal_checkpoint(TRUNCATE)")
+        return gone
+
+    def _outdated(self, *, keep_days: int, keep: int) -> "Sequence[tuple[str, float]]":
+        rows = self._database.rows(f"{_CHANGED} GROUP BY s.id ORDER BY changed DESC")
+        since = time.time() - keep_days * 86_400 if keep_days else 0.0
+        found = cast("Sequence[tuple[str, float]]", rows)
+        return [row for place, row in enumerate(found) if row[1] < since or (keep and place >= keep)]
+
+    def compact(self) -> None:
+        """Give the room of what was deleted back to the disk. SessionError while other processes write."""
+        self._database.rows("VACUUM")
 
     def rename(self, id: str, title: str) -> None:  # noqa: A002 - the field's name
         """Give a session another title."""
@@ -327,11 +363,24 @@ class Session:
 
 
 def _refuse_used(write: sqlite3.Connection, id: str, *, own: str = "") -> None:  # noqa: A002 - the field's name
-    row = write.execute("SELECT token, pid, started FROM locks WHERE session = ?", (id,)).fetchone()
-    if row is not None and row[0] != own and row[2] and started(row[1]) == row[2]:
+    pid = _user(write, id, own=own)
+    if pid:
         raise SessionError(
-            f"Session {id[:8]} is in use by process {row[1]}.", "End that one, or go on with a copy: --fork."
+            f"Session {id[:8]} is in use by process {pid}.", "End that one, or go on with a copy: --fork."
         )
+
+
+def _user(write: sqlite3.Connection, id: str, *, own: str = "") -> int:  # noqa: A002 - the field's name
+    """The process that has a session open; 0 if there is none, or it is the owner of this token."""
+    row = write.execute("SELECT token, pid, started FROM locks WHERE session = ?", (id,)).fetchone()
+    return row[1] if row is not None and row[0] != own and row[2] and started(row[1]) == row[2] else 0
+
+
+def _delete(write: sqlite3.Connection, id: str) -> None:  # noqa: A002 - the field's name
+    write.execute("DELETE FROM results WHERE id IN (SELECT id FROM calls WHERE session = ?)", (id,))
+    for table in ("messages", "calls", "turns", "changes", "uncovered", "locks"):
+        write.execute(f"DELETE FROM {table} WHERE session = ?", (id,))  # noqa: S608 - own names
+    write.execute("DELETE FROM sessions WHERE id = ?", (id,))
 
 
 _ps = threading.Lock()

@@ -7,8 +7,10 @@ that is not as the turn left it: the user's newer work stays, and is named.
 import hashlib
 import os
 import secrets
+import shutil
 import sqlite3
 import stat
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -20,6 +22,8 @@ from punie.agent._snapshots import NeverCovered, NotCovered, ShadowGit, Snapshot
 from punie.tools._paths import held
 from punie.tools._states import ABSENT, Conflict, State, content_at, oid_of, put
 
+_WRITTEN_S = 3_600
+"""Seconds after which a file that was being written belongs to a process that was killed."""
 COMMANDS_NOTE = "Commands ran: what they did to ignored files, to .git and outside the directory is not taken back."
 
 
@@ -56,8 +60,8 @@ class Undo:
     _off: str = field(default="", init=False)
 
     def __post_init__(self) -> None:
-        name = hashlib.sha256(os.fsencode(self.root)).hexdigest()[:32]
-        self.shadow = ShadowGit(self.database.directory / "shadow" / name, self.root, self.environment)
+        place = self.database.directory / "shadow" / _shadow_name(os.fsencode(self.root))
+        self.shadow = ShadowGit(place, self.root, self.environment)
 
     # --- keeping ---
 
@@ -67,10 +71,12 @@ class Undo:
 
     def changing(self, relative: str, *, before: bytes | None, after: bytes, mode: int | None) -> None:
         """Keep what stands in a file before it is replaced. SessionError if it cannot be kept."""
-        was = ABSENT
-        if before is not None and mode is not None:
-            was = State(mode, self._store(before))
-        self._keep([_Change(os.fsencode(relative), was, State(mode or stat.S_IFREG, oid_of(after)))])
+        # A content and the row that names it come together: what no row names may be deleted in between.
+        with self.database.writing() as write:
+            was = ABSENT
+            if before is not None and mode is not None:
+                was = State(mode, self._store(before))
+            self._keep_in(write, [_Change(os.fsencode(relative), was, State(mode or stat.S_IFREG, oid_of(after)))])
 
     def before_command(self) -> Snapshot | None:
         """What the directory looks like; None, and a note for the user, if that cannot be told."""
@@ -99,23 +105,25 @@ class Undo:
             self._note(f"{os.fsdecode(path)}: too large, or not readable")
 
     def _keep(self, changes: Sequence[_Change]) -> None:
-        if not changes:
-            return
-        rows = [
-            (self.session, self.turn, c.path, c.before.mode, c.before.oid, c.after.mode, c.after.oid) for c in changes
-        ]
-        with self.database.writing() as write:
-            # What was taken back before cannot be done again once something else has changed.
-            write.execute(
-                "UPDATE turns SET state = CASE state WHEN 'undone' THEN 'dropped' ELSE 'done' END"
-                " WHERE session = ? AND state IN ('undone', 'undoing', 'redoing') AND number < ?",
-                (self.session, self.turn),
-            )
-            write.executemany(
-                "INSERT INTO changes (session, turn, path, before_mode, before_oid, after_mode, after_oid)"
-                " VALUES (?, ?, ?, ?, ?, ?, ?)",
-                rows,
-            )
+        if changes:
+            with self.database.writing() as write:
+                self._keep_in(write, changes)
+
+    def _keep_in(self, write: sqlite3.Connection, changes: Sequence[_Change]) -> None:
+        # What was taken back before cannot be done again once something else has changed.
+        write.execute(
+            "UPDATE turns SET state = CASE state WHEN 'undone' THEN 'dropped' ELSE 'done' END"
+            " WHERE session = ? AND state IN ('undone', 'undoing', 'redoing') AND number < ?",
+            (self.session, self.turn),
+        )
+        write.executemany(
+            "INSERT INTO changes (session, turn, path, before_mode, before_oid, after_mode, after_oid)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?)",
+            [
+                (self.session, self.turn, c.path, c.before.mode, c.before.oid, c.after.mode, c.after.oid)
+                for c in changes
+            ],
+        )
 
     def _note(self, reason: str) -> None:
         with self.database.writing() as write:
@@ -279,11 +287,29 @@ class Undo:
 
     @staticmethod
     def forget_unused(database: Database) -> None:
-        """Delete the contents that no session needs any more."""
-        used = {row[0] for row in database.rows("SELECT before_oid FROM changes UNION SELECT after_oid FROM changes")}
-        for file in (database.directory / "blobs").glob("??/*"):
-            if file.parent.name + file.name not in used:
-                file.unlink(missing_ok=True)
+        """Delete the contents that no session needs any more, and the snapshots of directories without a session."""
+        with database.writing() as write:
+            used = {oid for row in write.execute("SELECT before_oid, after_oid FROM changes") for oid in row}
+            for file in (database.directory / "blobs").glob("??/*"):
+                if file.parent.name + file.name not in used and not _is_being_written(file):
+                    file.unlink(missing_ok=True)
+            roots = {_shadow_name(bytes(row[0])) for row in write.execute("SELECT DISTINCT workspace FROM sessions")}
+            # A session that begins now finds none, and makes its own.
+            unused = [place for place in (database.directory / "shadow").glob("*") if place.name not in roots]
+            gone = [place.rename(place.with_name(f".gone-{secrets.token_hex(8)}")) for place in unused]
+        for place in gone:
+            shutil.rmtree(place, ignore_errors=True)
+
+
+def _shadow_name(root: bytes) -> str:
+    return hashlib.sha256(root).hexdigest()[:32]
+
+
+def _is_being_written(file: Path) -> bool:
+    """Whether a file that has no name yet may be one that a process is writing now."""
+    with suppress(FileNotFoundError):
+        return file.name.startswith(".") and file.stat().st_mtime > time.time() - _WRITTEN_S
+    return False
 
 
 def _blob(database: Database, oid: str) -> Path:

@@ -1,13 +1,15 @@
 """Which stored session a conversation goes on with, and what the user is told about sessions and undoing."""
 
 import os
+import threading
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from punie.errors import UsageError
+from punie.errors import SessionError, UsageError
 from punie.trust import state_directory
 from punie.ui._clean import one_line
 from punie.ui._setup import Setup
@@ -39,6 +41,7 @@ class Kept:
         self._setup = setup
         self._store: SessionStore | None = None
         self._session: Session | None = None
+        self._pruned = False
         self._notices: tuple[str, ...] = ()
 
     @property
@@ -67,6 +70,7 @@ class Kept:
             return None
         if self._session is None:
             self._session = self._opened().create(self._setup.root, id=self._setup.session_id)
+        self._prune_once()
         return self._session
 
     def resume(self, id: str) -> "Sequence[ModelMessage]":  # noqa: A002 - the field's name
@@ -136,6 +140,18 @@ class Kept:
         """The sessions of this directory for a completion: the beginning of the id, and the title."""
         found = self._opened().list(self._setup.root)[:_LISTED] if self.on else []
         return [(info.id[:_NAMED], one_line(info.title, width=50)) for info in found]
+
+    def _prune_once(self) -> None:
+        """Delete old conversations while this one goes on; it is the present one's already, or has no row yet."""
+        store, kept = self._opened(), self._setup.settings.sessions
+
+        def prune() -> None:
+            with suppress(SessionError):  # there will be another time
+                store.prune(keep_days=kept.keep_days, keep=kept.keep)
+
+        if not self._pruned:
+            self._pruned = True
+            threading.Thread(target=prune, name="punie-prune", daemon=True).start()
 
     def _id(self, given: str) -> str:
         if not given.isdigit() or int(given) > _LISTED:

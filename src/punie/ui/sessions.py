@@ -1,4 +1,4 @@
-"""`punie sessions`: list, show, export, import and delete stored conversations."""
+"""`punie sessions`: list, show, export, import, delete and prune stored conversations."""
 
 import os
 import sys
@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from punie.config import load_settings
 from punie.errors import UsageError
 from punie.ui._clean import clean
 from punie.ui._kept import home_of, line_of, open_store
@@ -41,9 +42,19 @@ def run(
                 for name in [store.find(name).id for name in names or [_one(names)]]:
                     store.remove(name)
                     sys.stdout.write(f"deleted {name}\n")
+            case "prune":
+                _prune(store, options)
             case _:
                 _list(store, None if everywhere else options.cwd)
     return 0
+
+
+def _prune(store: "SessionStore", options: Options) -> None:
+    """What happens at every start, now, and the disk gets its room back."""
+    kept = load_settings(cwd=options.cwd, env=os.environ, flags={}).settings.sessions
+    gone = store.prune(keep_days=kept.keep_days, keep=kept.keep)
+    store.compact()
+    sys.stdout.write(f"deleted {gone} of {gone + len(store.list())} sessions\n")
 
 
 def _one(names: Sequence[str]) -> str:
