@@ -1,8 +1,8 @@
 """Kills processes that replace files, and has their disk fail; run as a program.
 
-    python -m tests.tools.damage [KILLS [BYTES]]
+    python -m tests.tools.damage --kills 200 --bytes 20000000
 
-kills KILLS (200) processes at random moments while they change a file of BYTES (20 MB), and one before and one after
+kills processes at random moments while they change a file, and one before and one after
 each single step of a change. Then, where strace is installed, the kernel itself fails: fsync answers EIO, and a process
 dies within renameat2. Where this is root, the file lies on a disk of 64 kB that is full. What came of it is printed,
 one JSON object a line; `torn` counts files that are neither the old nor the new one, and must be 0.
@@ -10,6 +10,7 @@ one JSON object a line; `torn` counts files that are neither the old nor the new
 
 # ruff: noqa: T201 - it answers on its standard output
 
+import argparse
 import json
 import os
 import random
@@ -177,7 +178,7 @@ def injected(root: Path) -> Iterator[dict[str, Any]]:
         root.mkdir()
         (root / "a.txt").write_bytes(b"one")
         trace = ["strace", "-f", "-qq", "-o", "/dev/null", "-e", f"inject={inject}"]
-        said = _run([*trace, sys.executable, "-m", "tests.tools.damage", "edit", str(root)])
+        said = _run([*trace, sys.executable, "-m", "tests.tools.damage", "--edit", str(root)])
         yield {"what": f"strace {inject}", **_after(root, said)}
 
 
@@ -195,7 +196,7 @@ def full(root: Path) -> dict[str, Any]:
         f'{script}; "$@"; set -- ; {after}',
         str(root),
     ]
-    said = _run([*shell, str(root), sys.executable, "-m", "tests.tools.damage", "edit", str(root)])
+    said = _run([*shell, str(root), sys.executable, "-m", "tests.tools.damage", "--edit", str(root)])
     return {"what": "64 kB", "said": said}
 
 
@@ -225,9 +226,13 @@ def main(count: int, size: int) -> Iterator[dict[str, Any]]:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["edit"]:
-        edit(Path(sys.argv[2]))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=200, help="fewer than 100: nothing but kills")
+    parser.add_argument("--bytes", type=int, default=20_000_000)
+    parser.add_argument("--edit", type=Path, help="make one edit there, and nothing else")
+    options = parser.parse_args()
+    if options.edit:
+        edit(options.edit)
     else:
-        words = [int(word) for word in sys.argv[1:]]
-        for found in main(*words, *(200, 20_000_000)[len(words) :]):
+        for found in main(options.kills, options.bytes):
             print(json.dumps(found), flush=True)

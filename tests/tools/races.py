@@ -1,14 +1,15 @@
 """File tools at work on paths that another process trades for links to the outside, as fast as it can.
 
-    python -m tests.tools.races [SECONDS]
+    python -m tests.tools.races --seconds 5
 
-gives each tool, with each way of opening files and as root as well as an ordinary user, SECONDS (5) of that, and prints
+gives each tool, with each way of opening files and as root as well as an ordinary user, that long, and prints
 what came of it, one JSON object a line. A tool that checks a path and then opens it is there too, to show that the
 traps work: it must leak.
 """
 
 # ruff: noqa: T201 - it answers on its standard output
 
+import argparse
 import json
 import os
 import shutil
@@ -205,7 +206,7 @@ def here(seconds: float) -> None:
 def outcomes(seconds: float) -> Iterator[Outcome]:
     """As the user who runs this, and as an ordinary one if this is root."""
     for uid in sorted({os.getuid(), NOBODY if os.getuid() == 0 else os.getuid()}):
-        command = [*_as_user(uid), sys.executable, "-m", "tests.tools.races", "here", str(seconds)]
+        command = [*_as_user(uid), sys.executable, "-m", "tests.tools.races", "--here", "--seconds", str(seconds)]
         with _own_place(uid) as place:
             variables = os.environ | {"TMPDIR": str(place), "HOME": str(place)}
             with subprocess.Popen(
@@ -231,8 +232,12 @@ def _own_place(uid: int) -> Iterator[Path]:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["here"]:
-        here(float(sys.argv[2]))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=5)
+    parser.add_argument("--here", action="store_true", help="only as the user who runs this")
+    options = parser.parse_args()
+    if options.here:
+        here(options.seconds)
     else:
-        for each in outcomes(float(sys.argv[1]) if sys.argv[1:] else 5):
+        for each in outcomes(options.seconds):
             print(json.dumps(asdict(each)), flush=True)

@@ -1,5 +1,7 @@
 """Attacks on the way to a file, against the kernel, through both ways that files are opened."""
 
+import builtins
+import io
 import os
 import socket
 from pathlib import Path
@@ -7,7 +9,7 @@ from pathlib import Path
 import pytest
 from tests.tools.project import Project
 
-from punie.tools import _beneath
+from punie.tools import _beneath, preview
 from punie.tools._beneath import READ, OutsideWorkspaceError, open_beneath
 from punie.tools._paths import Tree, plain_name
 from punie.tools._states import ABSENT, Conflict, State, content_at, oid_of, put
@@ -216,3 +218,42 @@ def test_a_path_longer_than_one_call_takes(project: Project):
     os.close(descriptor)
     assert project.call("read_file", f"{path}/a.txt").endswith("1\tdeep")
     assert project.call("edit_file", f"{path}/a.txt", "deep", "deeper").startswith("edited")
+
+
+def test_every_file_is_opened_through_the_door(project: Project, monkeypatch: pytest.MonkeyPatch, door: str):
+    project.write("d/a.py", "x = 'one'\n")
+    (project.root / "link").symlink_to("d")
+    opened: list[tuple[object, int, int | None]] = []
+    plain, flags = os.open, os.O_NOFOLLOW | os.O_CLOEXEC
+
+    def recorded(path: str, flags: int, mode: int = 0o777, *, dir_fd: int | None = None) -> int:
+        opened.append((path, flags, dir_fd))
+        return plain(path, flags, mode, dir_fd=dir_fd)
+
+    def refused(*arguments: object, **named: object) -> None:
+        raise AssertionError(f"opened by its path: {arguments} {named}")
+
+    assert project.workspace.index is not None
+    monkeypatch.setattr(os, "open", recorded)
+    monkeypatch.setattr(builtins, "open", refused)
+    monkeypatch.setattr(io, "open", refused)
+    for tool, *arguments in (
+        *(("list_files",), ("search", "one"), ("find_symbol", "x"), ("find_references", "x"), ("read_file", "d")),
+        *(("read_file", "link/a.py"), ("edit_file", "link/a.py", "one", "two"), ("read_file", "d/b.py")),
+        *(("write_file", "d/a.py", "x = 3\n"), ("write_file", "new/deep/b.py", "y = 4\n")),
+    ):
+        assert project.call(tool, *arguments)
+    preview(project.workspace, "edit_file", {"path": "d/a.py", "old": "3", "new": "4"})
+    tree = project.workspace.tree
+    put(tree, b"d/a.py", expected=content_at(tree, b"d/a.py")[0], wanted=ABSENT, content=bytes)
+    monkeypatch.undo()
+    assert all(dir_fd is not None for _, _, dir_fd in opened)
+    assert all("/" not in str(path) for path, _, _ in opened)
+    new = [each for each in opened if each[1] & (os.O_WRONLY | os.O_RDWR)]
+    assert len(new) == 3
+    assert all(path == "." or flags & os.O_EXCL for path, flags, _ in new)
+    if door == "names":
+        assert all(each[1] & flags == flags for each in opened if each not in new)
+        assert len(opened) > 20
+    elif _beneath.has_openat2():
+        assert opened == new

@@ -1,3 +1,6 @@
+import gc
+import os
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -24,6 +27,28 @@ def test_a_linked_root_is_resolved_once(project: Project):
     link = project.root.parent / "link"
     link.symlink_to(project.root)
     assert Workspace(link).root == project.root
+
+
+def test_a_workspace_lets_go_of_its_root_when_it_is_not_used_any_more(project: Project):
+    project.write("a.py", "class One: ...\n")
+
+    def open_directories() -> int:
+        root, found = project.root.stat(), 0
+        for path in list(Path("/dev/fd").iterdir()):
+            with suppress(OSError):  # the one that listed them
+                found += os.path.samestat(os.fstat(int(path.name)), root)
+        return found
+
+    gc.disable()
+    try:
+        other = Workspace(project.root)
+        before = open_directories()
+        other.index.refresh()
+        list(other.files())
+        del other
+        assert open_directories() == before - 1
+    finally:
+        gc.enable()
 
 
 def test_every_tool_file_is_in_the_table():

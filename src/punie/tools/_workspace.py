@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Protocol
+from weakref import ref
 
 from punie.config import SandboxOptions
 from punie.redaction import Redactor
@@ -34,12 +35,11 @@ class Journal(Protocol):
 class Workspace:
     """What the tools get from the agent: a root they never leave, an index, and a record of what was read.
 
-    `tree` is the root held open, and the way to its files.
-    `seen` maps paths from the root to the SHA-256 of the bytes the model saw last. `environment` is the source of the
-    variables that commands get; only harmless ones are handed on. `redact` takes
-    secrets out of what the model sees. `journal` is told of every file before it changes.
-    `sandbox` says what commands are confined to; `state_dir` is where Punie keeps things of its own, among them output
-    of commands that is too long to show. Raises ConfigError if a sandbox is required and none works here.
+    `tree` is the root held open, and the way to its files. `seen` maps paths from the root to the SHA-256 of the bytes
+    the model saw last. `environment` is the source of the variables that commands get; only harmless ones are handed
+    on. `redact` takes secrets out of what the model sees. `journal` is told of every file before it changes. `sandbox`
+    says what commands are confined to; `state_dir` is where Punie keeps things of its own, among them output of
+    commands that is too long to show. Raises ConfigError if a sandbox is required and none works here.
     """
 
     def __init__(
@@ -71,7 +71,9 @@ class Workspace:
     @cached_property
     def index(self) -> Index:
         """The index of Python definitions; empty until something asks for it."""
-        return Index(self.tree, hidden=lambda path: self.hidden(path))
+        # The index must not hold on to the workspace: the two, and the open directory, would outlive their use.
+        this = ref(self)
+        return Index(self.tree, hidden=lambda path: (held := this()) is not None and held.hidden(path))
 
     def warm(self) -> threading.Thread:
         """Fill the index in the background; tools that need it meanwhile wait for it."""
