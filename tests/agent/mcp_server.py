@@ -143,7 +143,7 @@ def main() -> None:
         case "silent":
             time.sleep(600)
         case "mark":
-            Path(sys.argv[2]).write_text("started")
+            Path(sys.argv[2]).write_text(str(os.getpid()))
             by_hand([_tool()], _answer)
         case "flood":
             by_hand([_tool()], _flood)

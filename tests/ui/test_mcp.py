@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from tests.ui.pseudo import CTRL_D, Start, ready
 from tests.ui.scripted_server import Call, ScriptedServer
 
 from punie import cli
@@ -139,6 +140,33 @@ def test_a_projects_server_needs_trust_and_agreement(punie: Punie, project: Path
     assert (call["name"], call["outcome"], call["output"]) == ("mcp__words__find", "ok", "found")
     assert "mcp__words__find" in json.dumps(server.requests[-1]["tools"])
     assert "mcp__" not in json.dumps(server.requests[0]["tools"])
+
+
+def test_a_chat_asks_about_the_server_and_about_its_calls(
+    start: Start, server: ScriptedServer, project: Path, tmp_path: Path
+) -> None:
+    mark = tmp_path / "mark"
+    entry = {"command": sys.executable, "args": [SERVER, "mark", str(mark)]}
+    file = tmp_path / "config" / "punie" / "mcp.json"
+    file.parent.mkdir(parents=True)
+    file.write_text(json.dumps({"mcpServers": {"words": entry}}))
+    server.script = [[Call("mcp__words__find", {"query": "x"})], ["Found it."]]
+    terminal = ready(start())
+    terminal.enter("find x")
+    shown = terminal.wait("mcp__words asks to run:", "it is new here", "Allow this? [y/n]")
+    assert "mcp_server.py mark" in shown.replace("\n", "")
+    assert not mark.exists()
+    terminal.enter("y")
+    terminal.wait("mcp__words__find asks to run:", '"query": "x"', "always mcp__words__find", "[y/s/a/n]")
+    pid = int(mark.read_text())
+    terminal.enter("a")
+    terminal.wait("Found it.", "tokens in")
+    assert Path(f"/proc/{pid}").exists()
+    terminal.type(CTRL_D)
+    assert terminal.exit_code() == 0
+    assert not Path(f"/proc/{pid}").exists()
+    (rules,) = (tmp_path / "state" / "punie" / "projects").glob("*.toml")
+    assert '"mcp__words__find"' in rules.read_text()
 
 
 def test_a_program_of_ones_own_is_kept_by_its_whole_path(punie: Punie, project: Path) -> None:
