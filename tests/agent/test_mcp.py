@@ -4,10 +4,12 @@ import asyncio
 import gc
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
 import time
+import unicodedata
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -16,6 +18,8 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from pydantic_ai import RunContext
 from pydantic_ai.exceptions import ToolFailed
 from pydantic_ai.models.function import AgentInfo
@@ -37,6 +41,7 @@ from punie.tools import Workspace
 SERVER = Path(__file__).with_name("mcp_server.py")
 LEAKY = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 """The library leaves streams unclosed when an address cannot be connected to."""
+WORDS = ("properties", "required", "items", "anyOf", "$ref", "$schema", "enum", "description", "pattern", "a")
 CONTEXT = cast("RunContext[Workspace]", SimpleNamespace(max_retries=1))
 FIND = ("mcp__words__find", {"query": "x"})
 
@@ -286,6 +291,26 @@ def test_tools_that_cannot_be_told_are_left_out_and_named():
     many = accepted("words", [offered(f"t{number:04}") for number in range(200)])
     assert len(many.tools) == 128
     assert len(many.problems) == 72
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text() | st.sampled_from(WORDS), inner, max_size=3),
+    max_leaves=12,
+)
+
+
+@settings(max_examples=40, deadline=None)
+@given(name=st.text(), description=st.text(), schema=st.dictionaries(st.sampled_from(WORDS), JSON), result=JSON)
+def test_nothing_a_server_can_say_breaks_what_a_model_is_told(name: str, description: str, schema: Any, result: Any):
+    found = accepted("words", [Offered(name, description, {"type": "object", **schema})])
+    assert len(found.tools) + len(found.problems) == 1
+    assert all(re.fullmatch(r"mcp__words__[A-Za-z0-9_-]{0,53}", tool) for tool in found.tools)
+    said = "".join(tool.description or "" for tool in found.tools.values())
+    assert {unicodedata.category(char) for char in said if char not in "\n\t"}.isdisjoint({"Cc", "Cf", "Cs"})
+    assert result_text(result)
+    assert found.characters >= 0
+    assert set(found.digests) <= {name}
 
 
 def test_no_two_servers_can_share_a_tools_name_and_long_ones_fit_the_services():

@@ -122,13 +122,15 @@ def _problem(tool: Offered, *, taken: bool, full: bool) -> str:
 
 
 def _schema_problem(schema: Mapping[str, Any]) -> str:
-    from jsonschema import SchemaError  # comes with the `mcp` extra
+    from jsonschema import Draft202012Validator, SchemaError  # comes with the `mcp` extra
     from jsonschema.validators import validator_for
 
     if schema.get("type") != "object":
         return "its schema does not describe an object"
+    if not isinstance(schema.get("$schema", ""), str):
+        return "its schema names no dialect"
     try:
-        validator_for(dict(schema)).check_schema(dict(schema))
+        validator_for(dict(schema), default=Draft202012Validator).check_schema(dict(schema))
     except SchemaError as error:
         return f"its schema is invalid: {plain(error.message, limit=MAX_ERROR)}"
     except RecursionError:
