@@ -107,10 +107,12 @@ def test_files_that_are_no_text_are_refused(project: Project):
     project.write("latin.txt", b"caf\xe9\n")
     project.write("a.bin", b"a\0b")
     project.write("big.txt", b"a" * 8_000_001)
+    project.write("b.txt", "a")
     assert "not UTF-8" in project.refusal("edit_file", "latin.txt", "caf", "x")
     assert "binary" in project.refusal("edit_file", "a.bin", "a", "x")
     assert "over 8 MB" in project.refusal("edit_file", "big.txt", "a", "x")
-    assert "UTF-8 cannot write" in project.refusal("edit_file", project.write("b.txt", "a").name, "a", "\ud800")
+    assert "would be over 8 MB" in project.refusal("edit_file", "b.txt", "a", "a" * 8_000_001)
+    assert "UTF-8 cannot write" in project.refusal("edit_file", "b.txt", "a", "\ud800")
     assert project.bytes_of("latin.txt") == b"caf\xe9\n"
 
 

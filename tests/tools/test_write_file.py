@@ -61,6 +61,7 @@ def test_what_cannot_be_written(project: Project):
     assert project.call("write_file", "dir/file/x", "x") == "Cannot write dir/file/x: Not a directory"
     assert "binary" in project.refusal("write_file", "a.bin", "x")
     assert "too large" in project.refusal("write_file", "big.txt", "x")
+    assert "would be over 8 MB" in project.refusal("write_file", "new.txt", "a" * 8_000_001)
     assert "UTF-8 cannot write" in project.refusal("write_file", "new.txt", "\ud800")
 
 

@@ -73,7 +73,7 @@ def plan_edit(workspace: Workspace, path: str, *, old: str, new: str, limit: int
     text = _text(content)
     _refuse_markers(new, old=old, text=plain_ends(text), path=content.relative)
     piece = _piece(text, plain_ends(old), new.replace("\r\n", "\n"), path=content.relative)
-    return Change(content.relative, content.data, _with(content.data, text, piece))
+    return _bounded(Change(content.relative, content.data, _with(content.data, text, piece)), limit=limit)
 
 
 def plan_write(workspace: Workspace, path: str, content: str) -> Change | Answer:
@@ -91,7 +91,7 @@ def plan_write(workspace: Workspace, path: str, content: str) -> Change | Answer
     encoding, mark = encoding_of(existing.data)
     if _has_only_pairs(_text(existing)) and "\r" not in content:
         content = content.replace("\n", "\r\n")
-    return Change(existing.relative, existing.data, mark + _encoded(content, encoding))
+    return _bounded(Change(existing.relative, existing.data, mark + _encoded(content, encoding)), limit=MAX_TEXT_BYTES)
 
 
 def _created(workspace: Workspace, path: str, content: str) -> Change | Answer:
@@ -103,7 +103,15 @@ def _created(workspace: Workspace, path: str, content: str) -> Change | Answer:
         return _unwritten(path, error)
     refuse_unjudged(workspace, path, relative)
     _refuse_repository(relative)
-    return Change(relative, None, _encoded(content, "utf-8"))
+    return _bounded(Change(relative, None, _encoded(content, "utf-8")), limit=MAX_TEXT_BYTES)
+
+
+def _bounded(change: Change, *, limit: int) -> Change:
+    """ModelRetry if the tools could not read all of the new text again."""
+    if len(change.after) > limit:
+        shown = printable(change.relative)
+        raise ModelRetry(f"{shown} would be over {limit // 1_000_000} MB, too large to write. Use run_command.")
+    return change
 
 
 def _has_only_pairs(text: str) -> bool:
