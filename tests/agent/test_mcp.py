@@ -284,10 +284,18 @@ def test_tools_that_cannot_be_told_are_left_out_and_named():
         offered("huge", description="", title="x" * 40_000),
         offered("hidden", properties={"a\u200b": {}}),
         Offered("list", "", {"type": "array"}),
+        offered("missing", properties={"a": {"$ref": "#/$defs/nowhere"}}),
     ]
     found = accepted("words", tools)
     assert list(found.tools) == ["mcp__words__a_b", "mcp__words__read_file"]
-    assert [problem.partition(":")[0] for problem in found.problems] == ["a.b", "hidden", "huge", "invalid", "list"]
+    assert [problem.partition(":")[0] for problem in found.problems] == [
+        "a.b",
+        "hidden",
+        "huge",
+        "invalid",
+        "list",
+        "missing",
+    ]
     many = accepted("words", [offered(f"t{number:04}") for number in range(200)])
     assert len(many.tools) == 128
     assert len(many.problems) == 72

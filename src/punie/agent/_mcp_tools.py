@@ -3,6 +3,7 @@
 Everything a server says is as untrusted as the output of a command. Nothing here needs the `mcp` extra.
 """
 
+import copy
 import hashlib
 import json
 import re
@@ -10,7 +11,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from pydantic_ai.exceptions import UserError
 from pydantic_ai.messages import BinaryContent
+from pydantic_ai.profiles import InlineDefsJsonSchemaTransformer
 from pydantic_ai.tools import ToolDefinition
 
 from punie import controls
@@ -131,7 +134,9 @@ def _schema_problem(schema: Mapping[str, Any]) -> str:
         return "its schema names no dialect"
     try:
         validator_for(dict(schema), default=Draft202012Validator).check_schema(dict(schema))
-    except SchemaError as error:
+        # Some services are sent the definitions in place of the references to them: what is missing would end the turn.
+        InlineDefsJsonSchemaTransformer(copy.deepcopy(dict(schema)), strict=None).walk()
+    except (SchemaError, UserError) as error:
         return f"its schema is invalid: {plain(error.message, limit=MAX_ERROR)}"
     except RecursionError:
         return "its schema is nested too deeply"
