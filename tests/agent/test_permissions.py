@@ -356,3 +356,36 @@ async def test_nobody_there_names_the_rule_to_add(project: Project):
         "run_command needs a permission and nobody is there to give it: `rm` deletes files: 1 file, 8 bytes.\n"
         "Run without -p and answer."
     )
+
+
+# --- searching everything ---
+
+
+@pytest.mark.parametrize(
+    ("command", "kind"),
+    [
+        ("grep -rn x src", "allow"),
+        ("grep -rn x src docs", "allow"),
+        ("grep -rn x src .", "ask"),
+        ("grep -rn x", "ask"),
+        ("grep -rn src", "ask"),
+        ("grep --recursive x config", "ask"),
+        ("grep -d recurse x config", "ask"),
+        ("grep -rA 3 x src", "ask"),
+        ("grep -Rn x src", "ask"),
+        ("egrep -rn x .", "ask"),
+        ("rg -n x src", "allow"),
+        ("rg --hidden x", "ask"),
+        ("rg -L x src", "ask"),
+        ("grep -n x src/app.py config/plain", "allow"),
+        ("grep -rn x vault", "ask"),
+    ],
+)
+def test_a_search_of_everything_is_asked_about_where_that_holds_keys(tmp_path: Path, command: str, kind: str):
+    for path in ("src/app.py", "docs/a.md", "config/plain", "config/.env.local", "vault/x"):
+        (tmp_path / path).parent.mkdir(exist_ok=True)
+        (tmp_path / path).write_text("x")
+    rules = RuleSet(deny=(parse_rule("Read(./vault/**)"),))
+    verdict = judge(tmp_path, run(command), rules=rules, sandbox=True)
+    assert verdict.kind in ({kind, "deny"} if "vault" in command else {kind})
+    assert judge(tmp_path, run(command), "auto", sandbox=True).kind == "allow"

@@ -8,10 +8,14 @@ _READERS = frozenset({
     "cat", "cut", "du", "echo", "egrep", "false", "fgrep", "file", "find", "grep", "head", "id", "ls", "nl", "pwd",
     "rev", "rg", "sed", "seq", "sort", "stat", "tail", "test", "tr", "true", "uname", "uniq", "wc", "which",
 })  # fmt: skip
+_RECURSIVE = re.compile(r"-[a-zA-Z]*[rd].*|--(recursive|directories).*|--rec.*|--dir.*")
+_NO_VALUE = re.compile(r"-[rnHhiIlLcvwxEFGPqso]+|--(recursive|include=.*|exclude=.*|exclude-dir=.*)")
 _WITH_ANY_OPTION = _READERS - {"find", "rg", "sed", "sort", "uniq", "test", "file"}
+_GREPS = ("grep", "egrep", "fgrep")
 _DENIED = {
     "find": re.compile(r"-(exec|execdir|ok|okdir|delete|fprint.*|fls)"),
-    "rg": re.compile(r"--(pre|pre-glob|hostname-bin|search-zip)(=.*)?|-[a-zA-Z]*z[a-zA-Z]*"),
+    "rg": re.compile(r"--(pre|pre-glob|hostname-bin|search-zip|follow)(=.*)?|-[a-zA-Z]*[zL][a-zA-Z]*"),
+    **dict.fromkeys(_GREPS, re.compile(r"-[a-zA-Z]*[R].*|--dereference-recursive|--deref.*")),
     "sort": re.compile(r"-[a-zA-Z]*[oST].*|--(o|output|compress|temp|files0).*"),
     "file": re.compile(r"-[a-zA-Z]*[Cmfz].*|--(c|compile|magic|files|uncompress).*"),
     "uniq": re.compile(r"(?!)"),
@@ -29,6 +33,17 @@ def operands_of(argv: Argv) -> list[str]:
 def is_reader(name: str) -> bool:
     """Whether a program only reads the files its words name, whatever it is told to do besides."""
     return name in _READERS - {"sed", "find", "sort"} or name == "<"
+
+
+def searched_by(argv: Argv) -> tuple[str, ...]:
+    """The directories whose every file a plain search reads; none if it reads only the files that it names."""
+    name, words = argv[0], [word for word in argv[1:] if word is not None]
+    options = [word for word in words if word.startswith("-")]
+    if name != "rg" and not (name in _GREPS and any(map(_RECURSIVE.match, options))):
+        return ()
+    named = [word for word in words if not word.startswith("-")][1:]
+    # A value that stands apart from its option would be taken for the pattern, and the pattern for a place.
+    return tuple(named) if named and all(map(_NO_VALUE.fullmatch, options)) else (".",)
 
 
 def is_safe(argv: Argv) -> bool:

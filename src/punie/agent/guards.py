@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import ValidationError
 from pydantic_ai import RunContext
 from pydantic_ai.capabilities import AbstractCapability
-from pydantic_ai.exceptions import ModelRetry, ToolFailed
+from pydantic_ai.exceptions import AgentRunError, ModelRetry, ToolFailed
 from pydantic_ai.messages import (
     ModelMessage,
     ModelRequest,
@@ -279,7 +279,7 @@ class ToolGuard(AbstractCapability[Workspace]):
         error: Exception,
     ) -> Any:
         """A tool's unexpected exception is Punie's own mistake: name the tool, keep the cause."""
-        if isinstance(error, PunieError):
+        if isinstance(error, PunieError | AgentRunError):
             raise error
         raise ToolCrashed(f"The tool {call.tool_name} crashed: {type(error).__name__}: {error}") from error
 

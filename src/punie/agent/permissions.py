@@ -5,6 +5,7 @@ loses work, and what other programs take for instructions, is asked about even w
 known is asked about, and asking without anybody there to answer means no.
 """
 
+import os
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -26,7 +27,7 @@ from punie.agent._effects import (
     protected_in,
     words_as_places,
 )
-from punie.agent._safe import is_reader, is_safe, operands_of
+from punie.agent._safe import is_reader, is_safe, operands_of, searched_by
 from punie.agent._suggestions import suggestions
 from punie.config import PermissionMode
 from punie.rules import COMMANDS, Rule, RuleSet, parse_rule
@@ -74,6 +75,8 @@ class Verdict:
 
 
 _ALLOW = Verdict("allow")
+_MOST_SEARCHED = 50_000
+"""Files that are looked at, by their names, before a command that reads them all is let through."""
 
 
 def authorize(
@@ -263,7 +266,18 @@ class _Judging:
         if not self.sandboxed or self.permissions.mode == "dontAsk" or not is_safe(argv):
             return False
         words = (word for word in operands_of(argv) if not word.startswith("-"))
-        return all(is_inside(place_of(word, root=self.root), self.root) for word in words)
+        inside = all(is_inside(place_of(word, root=self.root), self.root) for word in words)
+        return inside and not any(map(self._holds_hidden, searched_by(argv)))
+
+    def _holds_hidden(self, directory: str) -> bool:
+        """Whether searching a directory would show what may not be read unasked; also if it holds too much to say."""
+        hidden, left = hides(self.root, self.permissions), _MOST_SEARCHED
+        for above, names, files in os.walk(place_of(directory, root=self.root).real):
+            names[:] = [name for name in names if name != ".git"]
+            left -= len(files) + 1
+            if left < 0 or any(hidden(os.path.relpath(f"{above}/{name}", self.root)) for name in files):
+                return True
+        return False
 
     def _ask(self, reason: str, *, every_time: bool = False) -> Verdict:
         rules = () if every_time else suggestions(self.effects, self.permissions.rules.allow, root=self.root)
