@@ -165,7 +165,8 @@ class _Output(asyncio.Protocol):
         if self._save_to is not None and self._saved is None:
             try:
                 self._saved = self._save_to()
-                self._file = self._saved.open("xb")
+                flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+                self._file = os.fdopen(os.open(self._saved, flags, 0o600), "wb")
             except OSError:
                 self._save_to = self._saved = None
                 return None

@@ -201,7 +201,8 @@ class Sandbox:
 
     def new_output(self) -> Path:
         """The path of a new file for output, which commands can read. Files of a week ago are taken away."""
-        self._outputs.mkdir(parents=True, exist_ok=True, mode=0o700)
+        for directory in (self._outputs.parents[1], self._outputs.parent, self._outputs):
+            directory.mkdir(parents=True, exist_ok=True, mode=0o700)  # the mode is for the last one alone
         return self._outputs / f"{next(_COUNT)}.txt"
 
     @cached_property
