@@ -22,6 +22,8 @@ MARKER = re.compile(r"\[redacted:[A-Za-z0-9_.-]{1,64}\]")
 _SHORTEST = 8
 """Characters of a known value; shorter ones would be found in ordinary words."""
 _ROUNDS = 4
+_LONG, _REMEMBERED = 500, 64
+"""One result passes several places on its way; texts longer than this are looked at once, the last so many of them."""
 _SECRET_NAME = re.compile(
     r"(?:^|_)(?:[A-Z0-9]*(?:API|ACCESS|SECRET|PRIVATE|AUTH|SIGNING|ENCRYPTION))?KEYS?(?=_|\d|$)"
     r"|TOKENS?(?=_|\d|$)|SECRET|PASSW|PASSPHRASE|(?:^|_)(?:PASS|PWD|AUTH|DSN|PAT|CREDS?|CREDENTIALS?)(?=_|\d|$)|PRIVATE",
@@ -52,6 +54,7 @@ class Redactor:
         self._environment, self._keys = dict(environment or {}), dict(keys or {})
         named = [(name, value) for name, value in self._environment.items() if _is_secret(name, value)]
         named += [(name, value.strip()) for name, value in self._keys.items() if len(value.strip()) >= _SHORTEST]
+        self._remembered = lru_cache(maxsize=_REMEMBERED)(self._redacted)
         self._known = _forms(tuple(sorted(set(named))))
         self._spaced = tuple(form for form in self._known if not _WORD.fullmatch(form))
 
@@ -63,6 +66,9 @@ class Redactor:
 
     def __call__(self, text: str) -> str:
         """The text without secrets."""
+        return self._remembered(text) if len(text) > _LONG else self._redacted(text)
+
+    def _redacted(self, text: str) -> str:
         for _ in range(_ROUNDS):  # what stands beside a marker may be a token now
             if (made := self._once(text)) == text:
                 break
