@@ -52,10 +52,12 @@ class Status:
         if counted:
             self.context = counted[-1].usage.input_tokens + counted[-1].usage.output_tokens
 
-    def parts(self) -> list[str]:
-        """What there is to say, the most important first."""
+    def parts(self, *, short: bool = False) -> list[str]:
+        """What there is to say, the most important first; `short` for a narrow screen."""
         found: list[str] = []
-        if self.context and self.window:
+        if self.context and short:
+            found.append(f"{self.context:,}/{self.window:,}" if self.window else f"{self.context:,} tokens")
+        elif self.context and self.window:
             share = 100 * self.context // self.window
             found.append(f"{self.context:,} tokens in {self.window:,} ({share} %)")
         elif self.context:

@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from punie.tools import Workspace
 
 _SECONDS_TO_LEAVE = 2.0
+_NARROW = 60
 _COMMAND = re.compile(r"/[a-z]*")
 T = TypeVar("T")
 
@@ -424,10 +425,10 @@ class Chat:
 
     def _toolbar(self) -> str:
         width = shutil.get_terminal_size().columns
-        parts = [one_line(self.setup.config.model, width=max(width // 3, 12)), self.setup.mode]
+        parts = [one_line(self.setup.config.model, width=max(width // 3, 10)), self.setup.mode]
         if self._loading is not None and self._loading.loaded is None:
             parts.append("failed to load" if self._loading.failed else self._loading.status)
-        return fitted([*parts, *self.status.parts(), self._place()], width=width)
+        return fitted([*parts, *self.status.parts(short=width < _NARROW), self._place()], width=width)
 
 
 def _nothing() -> None:
