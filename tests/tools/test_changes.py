@@ -3,8 +3,11 @@
 import errno
 import os
 import stat
+import struct
 import time
 from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
 
 import pytest
 from tests.tools.project import Project
@@ -63,16 +66,30 @@ def test_mode_owner_and_attributes_stay(project: Project):
     if os.getuid() == 0:
         os.chown(place, 65534, 65533)
         place.chmod(0o2751)
-    if hasattr(os, "setxattr"):
-        os.setxattr(place, "user.note", b"kept")
+    attributes = _marked(place)
     before = place.stat()
     project.call("edit_file", "run.sh", "a", "b")
     project.call("read_file", "run.sh")
     project.call("write_file", "run.sh", "echo c\n")
     after = place.stat()
     assert (after.st_mode, after.st_uid, after.st_gid) == (before.st_mode, before.st_uid, before.st_gid)
-    if hasattr(os, "getxattr"):
-        assert os.getxattr(place, "user.note") == b"kept"
+    assert _attributes(place) == attributes
+
+
+def _marked(place: Path) -> dict[str, bytes]:
+    """Give a file an attribute and an access list, where the file system has such; all it has then."""
+    # In the order of linux/posix_acl_xattr.h: a version, then kind, rights and id of each entry.
+    entries = ((0x01, 7, -1), (0x02, 4, 65534), (0x04, 5, -1), (0x10, 5, -1), (0x20, 1, -1))
+    access = struct.pack("<I", 2) + b"".join(struct.pack("<HHi", *entry) for entry in entries)
+    for name, value in (("user.note", b"kept"), ("system.posix_acl_access", access)):
+        with suppress(OSError, AttributeError):
+            os.setxattr(place, name, value)
+    return _attributes(place)
+
+
+def _attributes(place: Path) -> dict[str, bytes]:
+    names = os.listxattr(place) if hasattr(os, "listxattr") else []
+    return {name: os.getxattr(place, name) for name in names}
 
 
 def test_a_private_file_is_private_at_every_moment(project: Project, before_fsync: Callable[..., None]):

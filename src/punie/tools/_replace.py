@@ -64,9 +64,12 @@ class Temporary:
     def keep(self, descriptor: int) -> None:
         """Take over owner, mode, access list and other attributes of an open file, as far as that is allowed."""
         own, status = os.fstat(self.descriptor), os.fstat(descriptor)
-        if (own.st_uid, own.st_gid) != (status.st_uid, status.st_gid):
+        if own.st_gid != status.st_gid:
+            with suppress(PermissionError):  # a group that this user is not in
+                os.fchown(self.descriptor, -1, status.st_gid)
+        if own.st_uid != status.st_uid:
             with suppress(PermissionError):  # only root may give a file away
-                os.fchown(self.descriptor, status.st_uid, status.st_gid)
+                os.fchown(self.descriptor, status.st_uid, -1)
         os.fchmod(self.descriptor, stat.S_IMODE(status.st_mode))
         _copy_attributes(descriptor, self.descriptor)
 
