@@ -74,7 +74,8 @@ class Turn:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measure, print, and write `bench.json` if asked to; `backends`, `training` or `safety` first measures that."""
+    """Measure, print, and write `bench.json` if asked to; `backends`, `training`, `safety` or `terminal` first
+    measures that."""
     given = sys.argv[1:] if argv is None else argv
     if given[:1] == ["training"]:
         from punie_training import bench_training  # it builds on this module
@@ -88,6 +89,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         from punie_training import bench_safety  # it builds on this module
 
         return bench_safety.main(given[1:])
+    if given[:1] == ["terminal"]:
+        from punie_training import bench_terminal  # it builds on this module
+
+        return bench_terminal.main(given[1:])
     options = options_of(given, prog="just bench", about="Time the standard query on this machine.")
     figures: dict[str, Figure] = {}
     root = project_of(options.project, cache_dir=options.cache)
