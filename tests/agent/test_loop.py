@@ -257,6 +257,19 @@ async def test_fewer_lines_of_tool_output(project: Project):
     assert end.tool_calls[0].output.splitlines()[2:] == ["... 4 more lines; ask for a smaller part"]
 
 
+async def test_of_a_long_command_the_end_is_shown_too(project: Project):
+    config = AgentConfig(limits=Limits(tool_lines=4))
+    command = ("run_command", {"command": "seq 100"})
+    _, end = await project.turn(command, "Ran.", config=config, approve=approve_all)
+    note = "... 97 more lines; ask for a smaller part"
+    assert end.tool_calls[0].output.splitlines()[1:] == ["1", note, "99", "100"]
+    _, end = await project.turn(("run_command", {"command": "seq 1000"}), "Ran.", approve=approve_all)
+    whole = end.tool_calls[0].output.splitlines()
+    assert len(whole) == 200
+    assert (whole[1], whole[-1]) == ("1", "1000")
+    assert "left out here" in whole[100]
+
+
 async def test_an_answer_cut_off_at_max_tokens_is_a_limit(project: Project):
     cut = ModelResponse(parts=[TextPart("Half an ans")], finish_reason="length")
     _, end = await project.turn(model=Canned(cut))

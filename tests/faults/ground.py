@@ -85,6 +85,8 @@ class Ground:
     base: Path = field(default_factory=lambda: Path(tempfile.mkdtemp(prefix="punie-faults-", dir=open_place())))
     count: int = 0
     seen: dict[str, object] = field(default_factory=dict)
+    more: dict[str, str] = field(default_factory=dict)
+    """Variables besides the usual ones."""
 
     def __enter__(self) -> Self:
         return self
@@ -109,7 +111,8 @@ class Ground:
     @property
     def env(self) -> Mapping[str, str]:
         """The environment of a run; it holds a key."""
-        return {"PATH": os.environ["PATH"], "HOME": str(self.home), KEY: CANARY, "TERM": "xterm", "LANG": "C.UTF-8"}
+        usual = {"PATH": os.environ["PATH"], "HOME": str(self.home), "TERM": "xterm", "LANG": "C.UTF-8"}
+        return {**usual, KEY: CANARY, **self.more}
 
     def start(self, *arguments: str, model: Model | None = None, hook: Callable[[int], None] | None = None) -> Running:
         """Fork a punie; `hook` gets the pipe to say things on before it begins."""

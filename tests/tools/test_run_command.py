@@ -87,9 +87,9 @@ async def test_odd_bytes(project: Project):
 
 async def test_long_output_keeps_start_and_end(project: Project):
     lines = (await run(project, "seq 1000"))[1:]
-    assert lines[:100] == [str(number) for number in range(1, 101)]
-    assert lines[100] == "... 800 lines left out here; narrow with | grep, | head or | tail"
-    assert lines[101:] == [str(number) for number in range(901, 1001)]
+    assert lines[:99] == [str(number) for number in range(1, 100)]
+    assert lines[99] == "... 802 lines left out here; narrow with | grep, | head or | tail"
+    assert lines[100:] == [str(number) for number in range(902, 1001)]
 
 
 async def test_endless_output_is_bounded(project: Project):

@@ -1,5 +1,6 @@
 """What the sandbox is made of, piece by piece; `test_sandbox.py` attacks the whole."""
 
+import asyncio
 import errno
 import fcntl
 import gc
@@ -21,7 +22,7 @@ from pydantic_ai.usage import RunUsage
 
 from punie.config import SandboxOptions, load_settings
 from punie.errors import ConfigError
-from punie.tools import Sandbox, SandboxState, Workspace, _sandbox, _seatbelt, _seccomp, sandbox_state
+from punie.tools import Sandbox, SandboxState, Workspace, _process, _sandbox, _seatbelt, _seccomp, sandbox_state
 from punie.tools import _landlock as landlock
 from punie.tools._environment import child_environment
 from punie.tools._process import run
@@ -470,7 +471,7 @@ class TestRunning:
         (tmp_path / "work").mkdir()
         workspace = Workspace(tmp_path / "work", state_dir=tmp_path / "state")
         result = await run_command(context(workspace), "seq 1000")
-        cut = re.search(r"800 lines left out here; narrow with .*; all of it: (\S+)", result)
+        cut = re.search(r"802 lines left out here; narrow with .*; all of it: (\S+)", result)
         assert cut is not None
         numbers = "".join(f"{number}\n" for number in range(1, 1001))
         assert self._saved(result) == numbers
@@ -478,6 +479,17 @@ class TestRunning:
         assert workspace.sandbox._outputs.stat().st_mode & 0o077 == 0
         result = await run_command(context(workspace), "seq 100000 | tr -d '\\n'")
         assert len(self._saved(result)) == 488_895
+
+    async def test_of_output_that_is_not_kept_whole_that_is_said(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+        monkeypatch.setattr(_process, "SAVED_BYTES", 100_000)
+        (tmp_path / "work").mkdir()
+        workspace = Workspace(tmp_path / "work", state_dir=tmp_path / "state")
+        result = await run_command(context(workspace), "seq 100000")
+        cut = re.search(r"; the first 100000 bytes of it: (\S+)", result)
+        assert cut is not None
+        numbers = "".join(f"{number}\n" for number in range(1, 100_000))[:100_000]
+        assert (await asyncio.to_thread(Path(cut[1]).read_text)) == numbers
+        assert result.endswith("\n100000")
 
     @staticmethod
     def _saved(result: str) -> str:

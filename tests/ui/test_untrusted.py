@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from tests.ui.scripted_server import Call, ScriptedServer, serving
 from tests.ui.pseudo import PUNIE, Terminal, ready
+from tests.ui.scripted_server import Call, ScriptedServer, serving
 
 from punie.config import load_settings, trust_store
 

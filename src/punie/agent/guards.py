@@ -264,7 +264,7 @@ class ToolGuard(AbstractCapability[Workspace]):
                     "Ask more precisely, or use a larger model.",
                 )
             raise ToolFailed(REFUSED)
-        result = _bounded(await handler(args), lines=self.limits.tool_lines)
+        result = _bounded(await handler(args), lines=self.limits.tool_lines, ends=call.tool_name == "run_command")
         changes = call.tool_name not in tools.READ_ONLY
         count = self._watch.record(call.tool_name, args, str(result), changes_files=changes)
         return _noted(result, count) if count >= NOTE_AT else result
@@ -296,12 +296,16 @@ def _with_the_nearest(part: ModelRequestPart, known: calls.Tools) -> ModelReques
     return part
 
 
-def _bounded(result: object, *, lines: int) -> object:
-    """The first lines of a result; tools bound themselves to 200, this is for those who want fewer."""
+def _bounded(result: object, *, lines: int, ends: bool) -> object:
+    """The first lines of a result, or those at both its ends: where a command fails, it says so at the end.
+
+    Tools bound themselves to 200; this is for those who want fewer.
+    """
     if not isinstance(result, str) or len(all_lines := result.splitlines()) <= lines:
         return result
     left = len(all_lines) - lines
-    return "\n".join([*all_lines[:lines], f"... {left} more lines; ask for a smaller part"])
+    first = (lines + 1) // 2 if ends else lines
+    return "\n".join([*all_lines[:first], f"... {left} more lines; ask for a smaller part", *all_lines[first + left :]])
 
 
 def _noted(result: object, count: int) -> object:

@@ -197,6 +197,7 @@ class _Output(asyncio.Protocol):
     def close(self) -> None:
         if self._transport is not None:
             self._transport.close()
+        self._close_file()  # nothing more comes, and what has come is to be found in the file
 
 
 async def _finish(process: asyncio.subprocess.Process, output: _Output) -> None:

@@ -27,6 +27,7 @@ LANDLOCK_RULE_PATH = 1
 
 GRACE_S = 1.0
 PATIENCE_S = 5.0
+LEAVING_S = 3.0
 WATCH_S = 0.05
 NOT_RUN = 126
 TOO_MANY = b"processes"
@@ -198,8 +199,9 @@ def _made(group: str | None, limit: int) -> str:
 
 
 def _unmade(group: str) -> None:
-    """Remove the cgroup; the last of its processes may take a moment to leave it."""
-    for _ in range(100):
+    """Remove the cgroup; its processes take a moment to leave it, hundreds of them on a busy machine a second."""
+    end = time.monotonic() + LEAVING_S
+    while time.monotonic() < end:
         if not group or not os.path.exists(group):  # noqa: PTH110
             return
         try:

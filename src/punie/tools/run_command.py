@@ -62,9 +62,20 @@ def _lines(outcome: Outcome, redact: Redactor) -> list[str]:
     left = len(rest) - len(last)
     amounts = [counted(left, "line")] if left else []
     amounts += [counted(outcome.dropped, "byte")] if outcome.dropped else []
+    where = _where(outcome)
+    return [*first, f"... {' and '.join(amounts)} left out here; narrow with | grep, | head or | tail{where}", *last]
+
+
+def _where(outcome: Outcome) -> str:
+    """The file with the output, and how much of it that is: the file is bounded, and the disk may be full."""
     saved = outcome.save()
-    whole = f"; all of it: {printable(str(saved))}" if saved else ""
-    return [*first, f"... {' and '.join(amounts)} left out here; narrow with | grep, | head or | tail{whole}", *last]
+    try:
+        kept = saved.stat().st_size if saved else 0
+    except OSError:
+        return ""
+    total = len(outcome.head) + outcome.dropped + len(outcome.tail)
+    amount = "all" if kept >= total else f"the first {counted(kept, 'byte')}"
+    return f"; {amount} of it: {printable(str(saved))}" if kept else ""
 
 
 def _split(data: bytes, redact: Redactor) -> list[str]:
@@ -74,4 +85,5 @@ def _split(data: bytes, redact: Redactor) -> list[str]:
 
 
 def _half(lines: list[str]) -> list[str]:
-    return fitting(lines, limit=MAX_ITEMS // 2, room=MAX_BYTES // 2)
+    # With the header and the line between the two parts, that is what a result may have.
+    return fitting(lines, limit=MAX_ITEMS // 2 - 1, room=MAX_BYTES // 2)
