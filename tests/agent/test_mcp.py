@@ -31,10 +31,11 @@ from punie.agent._mcp_tools import MAX_DESCRIPTION, Offered, accepted, full_name
 from punie.agent._pins import Pins
 from punie.agent.approval import Decision, Request, always, approve_all, deny, once, refuse
 from punie.agent.events import Notice
+from punie.agent.hooks import HookRunner
 from punie.agent.mcp import MAX_STARTS, Connection, Servers
-from punie.config import AgentConfig, PermissionMode
+from punie.config import AgentConfig, PermissionMode, SandboxOptions
 from punie.errors import ConfigError, McpError
-from punie.extensions import Definition, McpServer, checked_name, filled, read_servers, write_server
+from punie.extensions import Definition, Hook, Hooks, McpServer, checked_name, filled, read_servers, write_server
 from punie.rules import RuleSet, parse_rule
 from punie.tools import Workspace
 
@@ -501,6 +502,22 @@ async def test_small_embedded_models_see_no_tools_unless_their_name_is_given(pro
     named = turns(project, models=("local",))
     assert named.servers.toolset("local", compact=True, gate=gate) is not None
     assert turns(project).servers.toolset("local", compact=True, gate=gate) is None
+
+
+async def test_hooks_see_the_calls_of_servers(project: Project):
+    chat = turns(project)
+    hook = Hook(command="cat >&2; exit 2", match="mcp__words")
+    hooks = HookRunner(Hooks(before_tool=(hook,)), Hooks(), pins=chat.pins)
+    config = AgentConfig(model="claude")
+    model = scripted(FIND, ("list_files", {}), "I see.")
+    agent = create_agent(config, model=model, approve=approve_all, servers=chat.servers, hooks=hooks)
+    workspace = Workspace(project.root, sandbox=SandboxOptions(mode="off"))
+    events = [event async for event in run_turn(agent, "x", workspace=workspace, config=config)]
+    await chat.servers.close()
+    end = events[-1]
+    assert isinstance(end, TurnEnded)
+    assert [call.outcome for call in end.tool_calls] == ["error", "ok"]
+    assert '"tool_name": "mcp__words__find", "tool_input": {"query": "x"}' in end.tool_calls[0].output
 
 
 # --- agreement ---
