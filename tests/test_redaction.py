@@ -77,6 +77,8 @@ ORDINARY = [
     "private_key: Ed25519PrivateKey | Ed448PrivateKey",
     "commit 3f786850e387550fdab836ed7e6dc881de23001b",
     "sha256:2c26b46b68ffc68ff99b453c1d30413413422d706483bfa0f98a5e886266e7ae",
+    '"AWS::ApiGateway::ApiKey": "48205d4ffd7feba3"',
+    "arn:aws:secretsmanager:*:*:secret:eks-local.cluster.x-k8s.io/v1b2",
     "def tokenize(text): return key, token",
 ]
 redact = Redactor()

@@ -232,6 +232,8 @@ _MADE_UP = re.compile(
 )
 """What stands for a secret in a text about secrets."""
 _TEMPLATE = re.compile(r"\$|%[({sdr]|\{|\}|<|>|\(|\)|\[|\]|^[@!&*]|^-+|::")
+_SEGMENT = re.compile(r":[A-Za-z_-]*\Z")
+"""What stands before a word that is one of several names with colons between them."""
 _CAMEL = re.compile(r"(?:[A-Z][a-z]{2,}){2}$")
 _WORDS = re.compile(r"[A-Za-z]*\d{0,3}(?:[-_.:/,+=@ ][A-Za-z]*\d{0,3})*")
 """Names and versions: words with few digits."""
@@ -269,6 +271,8 @@ def _is_password(match: re.Match[str]) -> bool:
 
 
 def _is_assigned(match: re.Match[str]) -> bool:
+    if match["o"] == ":" and _SEGMENT.search(match.string[max(match.start() - 40, 0) : match.start()]):
+        return False
     if re.search(r"pass|pwd", match["k"], re.IGNORECASE):
         quoted_or_setting = bool(match["q"]) or match["o"] in {"=", ":"}
         return quoted_or_setting and _is_password(match) and not (not match["q"] and _WORDS.fullmatch(_secret(match)))

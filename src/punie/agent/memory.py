@@ -20,11 +20,12 @@ from pydantic_ai.messages import ModelMessage, ModelRequest, ToolCallPart, ToolR
 from pydantic_ai.models import Model
 from pydantic_ai.tools import ToolDefinition
 
+from punie import controls
 from punie.backends._notices import tell
 from punie.config import directories_down_to, instruction_files
 from punie.tools import Workspace
 from punie.tools._files import decode, is_binary
-from punie.tools._output import clip, strip_controls
+from punie.tools._output import clip
 from punie.tools._paths import Content, NotRegularFileError, OutsideWorkspaceError, located, read_beneath
 
 GIVEN = "instructions"
@@ -316,7 +317,7 @@ def _problem(content: Content) -> str:
 
 def _seen_by_all(text: str) -> str:
     """The text without characters that a person who reads the file does not see, and a model does."""
-    return "".join(char for char in strip_controls(text) if not _is_unseen(char)).strip()
+    return "".join(char for char in controls.clean(text) if not _is_unseen(char)).strip()
 
 
 def _is_unseen(char: str) -> bool:

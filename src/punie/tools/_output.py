@@ -10,11 +10,6 @@ MAX_BYTES = 20_000
 MAX_TEXT = 160
 
 
-def strip_controls(text: str) -> str:
-    """Text without control sequences and invisible characters, each overwritten state of a line on its own line."""
-    return controls.clean(text)
-
-
 def clip(text: str, *, limit: int = MAX_TEXT) -> str:
     """One line of at most `limit` characters, with control and invisible characters made visible."""
     shown = controls.marked(printable(text[: limit + 1]))
