@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import logging
 import os
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -267,9 +267,6 @@ class _Slot:
     """Whether it is not asked about or started any more."""
     waiting: tuple[str, ...] = ()
     """How its tools differ from those the user knows."""
-
-
-Ask = Callable[[Request], Awaitable[bool]]
 
 
 @dataclass
