@@ -344,7 +344,7 @@ def _toml_layer(file: Path) -> _Layer:
     try:
         text = file.read_text("utf-8")
         tables = tomllib.loads(text)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return {}
     except OSError as error:
         raise ConfigError(f"{file}: cannot be read: {error.strerror}.") from error

@@ -18,7 +18,7 @@ def quiet_keys() -> Iterator[Callable[[], None]]:
     try:
         descriptor = sys.stdin.fileno()
         before = termios.tcgetattr(descriptor)
-    except (OSError, ValueError, termios.error):
+    except (AttributeError, OSError, ValueError, termios.error):  # closed, or no terminal
         yield lambda: None
         return
     quiet = termios.tcgetattr(descriptor)

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from prompt_toolkit.application import get_app, run_in_terminal
 from prompt_toolkit.buffer import Buffer
+from prompt_toolkit.completion import CompleteEvent, get_common_complete_suffix
 from prompt_toolkit.document import Document
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 from prompt_toolkit.keys import Keys
@@ -22,6 +23,10 @@ def chat_keys(pastes: Pastes, *, unfold: Callable[[], None], next_mode: Callable
         else:
             next_mode()
 
+    @keys.add(Keys.ControlI)
+    def _(event: KeyPressEvent) -> None:
+        _complete(event.current_buffer)
+
     @keys.add(Keys.ControlO)
     def _(event: KeyPressEvent) -> None:
         del event
@@ -36,6 +41,20 @@ def chat_keys(pastes: Pastes, *, unfold: Callable[[], None], next_mode: Callable
         _open(event.current_buffer, pastes)
 
     return keys
+
+
+def _complete(buffer: Buffer) -> None:
+    """Take what is meant, at once: the menu that opens while one types may still be on its way."""
+    if buffer.complete_state:
+        buffer.complete_next()
+        return
+    asked = CompleteEvent(completion_requested=True)
+    found = list(buffer.completer.get_completions(buffer.document, asked))
+    if len(found) == 1:
+        buffer.apply_completion(found[0])
+    elif found:
+        buffer.insert_text(get_common_complete_suffix(buffer.document, found))
+        buffer.start_completion()
 
 
 def opens_editor(pastes: Pastes) -> None:

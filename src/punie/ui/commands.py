@@ -125,9 +125,8 @@ async def run(chat: "Chat", word: str, rest: str) -> None:
 def nearest(word: str) -> str:
     """The command that looks most like a word, with its slash; empty where none does."""
     name = word.removeprefix("/")
-    close = get_close_matches(name, _BY_NAME, n=1, cutoff=0.5)
     begun = [known for known in _BY_NAME if name and known.startswith(name)]
-    found = close or begun
+    found = begun or get_close_matches(name, _BY_NAME, n=1, cutoff=0.5)
     return f"/{found[0]}" if found else ""
 
 

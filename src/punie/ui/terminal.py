@@ -12,8 +12,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
+from prompt_toolkit.application import create_app_session
 from prompt_toolkit.history import InMemoryHistory
 from prompt_toolkit.keys import Keys
+from prompt_toolkit.output.plain_text import PlainTextOutput
+from prompt_toolkit.utils import is_dumb_terminal
 from rich.console import Console
 from rich.text import Text
 
@@ -56,6 +59,13 @@ def run(options: Options) -> int:
     """Chat until the user leaves; return the exit code."""
     if not (_is_terminal(sys.stdin) and _is_terminal(sys.stdout)):
         raise UsageError("The chat needs a terminal.", "For one answer without one: punie -p PROMPT")
+    if not is_dumb_terminal():
+        return _run(options)
+    with create_app_session(output=PlainTextOutput(sys.stdout)):  # it gets no control sequence at all
+        return _run(options)
+
+
+def _run(options: Options) -> int:
     setup = prepare(options, env=os.environ)
     if offer(setup, env=os.environ, ask=ask_at_terminal):
         setup = prepare(options, env=os.environ)
