@@ -170,6 +170,21 @@ def test_a_key_on_one_line_and_one_that_is_cut_off() -> None:
     assert key.splitlines()[3] not in redact(key.partition("\n")[2])
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        "commit 3f786850e387550fdab836ed7e6dc881de23001b",
+        "class AVeryLongNameThatSomebodyGaveToAClassOnce1:",
+        "return private_key_of_the_server_in_lower_letters_1",
+        "    return key",
+    ],
+)
+def test_lines_after_the_words_that_begin_a_key_stay(line: str) -> None:
+    text = f'BEGIN = "-----BEGIN PRIVATE KEY-----"\n{line}\nEND = "-----END PRIVATE KEY-----"\n'
+    assert redact(text) == text
+    assert redact(text.partition("\n")[2]) == text.partition("\n")[2]
+
+
 def test_values_below_secret_names_are_secret() -> None:
     shown = redact.of({"password": "hunt3r!Tw0", "path": "a.py", "list": [f"x {TOKENS['npm-token']}", 3, None]})
     assert shown == {"password": "[redacted:secret]", "path": "a.py", "list": ["x [redacted:npm-token]", 3, None]}

@@ -386,8 +386,13 @@ _RULES = (
 _BEGIN = re.compile(r"-----BEGIN (?:[A-Z0-9]+ ){0,3}PRIVATE KEY(?: BLOCK)?-----")
 _FINISH = re.compile(r"-----END (?:[A-Z0-9]+ ){0,3}PRIVATE KEY(?: BLOCK)?-----")
 _KEY_BLOCK = re.compile(rf"{_BEGIN.pattern}.*?{_FINISH.pattern}", re.DOTALL)
-_BODY = re.compile(r"[A-Za-z0-9+/]{40,}={0,2}")
-_LAST = re.compile(r"(?<![A-Za-z0-9+/])[A-Za-z0-9+/]{2,}={0,2}(?=(?:\\[rn]|[\"',\s])*$)")
+_BODY = re.compile(
+    r"(?=(?:[A-Za-z]*[\d+/]){2})(?=[a-z\d+/]*[A-Z])(?=[A-Z\d+/]*[a-z])[A-Za-z0-9+/]{40,}={0,2}(?![\w.-])"
+)
+"""A line of a key: letters of both cases and digits, as chance has them, which rules out names and hashes."""
+_LAST = re.compile(r"(?:\s*\d+\t|\S+:\d+[: ])?[^\w+/=]*(?P<s>=?[A-Za-z0-9+/]{2,}={0,2})(?=[\s\"',;)]*\Z)")
+"""The last line of a key may be short; nothing but a line number stands before it."""
+_LINE_ENDS = re.compile(r"(\\+[nrt])")
 _HEADER = re.compile(r"[A-Z][A-Za-z-]+: |\t?\s*$")
 _PRIVATE_KEY = _marker("private-key")
 
@@ -421,19 +426,26 @@ def without_private_keys(text: str) -> str:
 
 
 def _masked(piece: str, *, follows: bool) -> str:
-    """A line of a key's body, or all of a body that is written on one line; the last line of one may be short."""
-    masked = _BODY.sub(_PRIVATE_KEY, piece)
-    return _LAST.sub(_PRIVATE_KEY, masked) if follows or masked != piece else masked
+    """A line of a key's body, or all of a body that is written on one line."""
+    parts = _LINE_ENDS.split(piece)
+    for place in range(0, len(parts), 2):
+        masked = _BODY.sub(_PRIVATE_KEY, parts[place])
+        if masked == parts[place] and follows and (found := _LAST.match(masked)):
+            masked = masked[: found.start("s")] + _PRIVATE_KEY + masked[found.end("s") :]
+        follows = masked != parts[place] or (follows and not parts[place])
+        parts[place] = masked
+    return "".join(parts)
 
 
 def _mask_above(lines: list[str], end: int) -> None:
     """A key of which only the end is shown."""
-    for number in range(end - 1, -1, -1):
-        masked = _BODY.sub(_PRIVATE_KEY, lines[number])
-        if masked == lines[number]:
-            if number != end - 1 or not end >= 2 or not _BODY.search(lines[number - 1]):
-                return
-            masked = _LAST.sub(_PRIVATE_KEY, masked)
+    first = end
+    while first and (_BODY.search(lines[first - 1]) or (first == end > 1 and _BODY.search(lines[end - 2]))):
+        first -= 1
+    follows = False
+    for number in range(first, end):
+        masked = _masked(lines[number], follows=follows)
+        follows = masked != lines[number]
         lines[number] = masked
 
 
