@@ -24,7 +24,7 @@ from punie.errors import ConfigError
 from punie.extensions import Hooks, RuleText
 from punie.local_models import EngineOptions, ModelName, NonEmpty, Positive, UserModel
 from punie.rules import Rule, RuleSet, parse_rule, split_rules
-from punie.trust import TrustStore, locked, project_root, state_directory, workspace_key, write_private
+from punie.trust import TrustStore, locked, project_root, read_own, state_directory, workspace_key, write_private
 
 TOOL_NAMES = (
     "read_file",
@@ -342,7 +342,7 @@ def load_settings(*, cwd: Path, env: Mapping[str, str], flags: Mapping[str, obje
 def _toml_layer(file: Path) -> _Layer:
     """The file's keys, each with its line; an absent file is an empty layer."""
     try:
-        text = file.read_text("utf-8")
+        text = read_own(file).decode("utf-8").replace("\r\n", "\n")
         tables = tomllib.loads(text)
     except (FileNotFoundError, NotADirectoryError):
         return {}

@@ -4,11 +4,13 @@ The store lies in the user's state directory, so that nothing in a repository ha
 real path, its device and its inode: another one that is put in its place has to be trusted anew.
 """
 
+import errno
 import fcntl
 import hashlib
 import json
 import os
 import secrets
+import stat
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -18,6 +20,7 @@ from pathlib import Path
 from punie.errors import UsageError
 
 FILE = "trust.json"
+_MAX_OWN_BYTES = 4_000_000
 
 
 def project_root(cwd: Path, *, home: Path | None = None) -> Path:
@@ -82,7 +85,7 @@ class TrustStore:
     def _keys(self) -> "Sequence[_Key]":
         """What is stored. A store that cannot be understood trusts nothing and is kept aside."""
         try:
-            text = self.file.read_bytes()
+            text = read_own(self.file)
         except OSError:
             return ()
         keys = _read(text)
@@ -133,6 +136,20 @@ def locked(directory: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
+
+
+def read_own(file: Path) -> bytes:
+    """A small file of Punie's own. OSError if it is no regular file, or too large to be one of them."""
+    descriptor = os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
+    with os.fdopen(descriptor, "rb") as stream:
+        status = os.fstat(descriptor)
+        if stat.S_ISDIR(status.st_mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(errno.EINVAL, "it is no regular file")
+        if status.st_size > _MAX_OWN_BYTES:
+            raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
+        return stream.read(_MAX_OWN_BYTES)
 
 
 def write_private(file: Path, text: str) -> None:

@@ -38,6 +38,8 @@ def history_in(directory: Path, *, redact: Callable[[str], str]) -> History:
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         directory.chmod(0o700)
         os.close(os.open(file, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))
+        if not file.is_file():  # a pipe would be waited for
+            return InMemoryHistory()
         file.chmod(0o600)
     except OSError:
         return InMemoryHistory()
