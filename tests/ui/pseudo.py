@@ -51,6 +51,17 @@ class Terminal:
             self._read()
         raise AssertionError(f"{complaint}:\n{self.text}")
 
+    def skip_to(self, wanted: str) -> None:
+        """Let a flood of text pass by; only its end gets to the screen, because drawing it takes far longer here."""
+        end, seen = time.monotonic() + TIMEOUT, b""
+        while wanted.encode() not in seen[-100_000:]:
+            assert time.monotonic() < end, f"never showed {wanted!r}"
+            try:
+                seen += self.child.read_nonblocking(65536, timeout=0.05)
+            except pexpect.TIMEOUT:
+                continue
+        self._stream.feed(b"\x1b[2J\x1b[H" + seen[seen.rindex(wanted.encode()) :])
+
     def settle(self, seconds: float = 0.5) -> str:
         """What is shown after a while."""
         end = time.monotonic() + seconds

@@ -17,8 +17,10 @@ class Call:
     arguments: Mapping[str, object]
 
 
-Reply = Sequence["str | Call | float"]
-"""Pieces of one reply; a number is a silence in seconds."""
+_LONGEST_SILENCE = 120.0
+
+Reply = Sequence["str | Call | float | threading.Event"]
+"""Pieces of one reply; a number is a silence in seconds, an event one until it is set."""
 
 
 @dataclass
@@ -54,6 +56,8 @@ def serving() -> Iterator[ScriptedServer]:
             for event in events(reply):
                 if isinstance(event, float):
                     time.sleep(event)
+                elif isinstance(event, threading.Event):
+                    event.wait(_LONGEST_SILENCE)
                 elif not self.say(json.dumps(event)):
                     return
             self.say("[DONE]")
@@ -78,11 +82,13 @@ def serving() -> Iterator[ScriptedServer]:
     http.server_close()
 
 
-def events(reply: Reply) -> Iterator[dict[str, object] | float]:
+def events(reply: Reply) -> Iterator[dict[str, object] | float | threading.Event]:
     calls = 0
     for piece in reply:
         if isinstance(piece, float | int):
             yield float(piece)
+        elif isinstance(piece, threading.Event):
+            yield piece
         elif isinstance(piece, str):
             yield chunk({"content": piece})
         else:

@@ -1,6 +1,7 @@
 """The lower edge of the screen while something is going on: the unfinished end of the answer, a spinner, and what
 the user types meanwhile above the status line."""
 
+import asyncio
 import time
 from collections.abc import Callable
 from types import TracebackType
@@ -15,6 +16,7 @@ from punie.ui._activity import duration_text
 from punie.ui._folds import Folds
 from punie.ui._typing import Typing
 
+_SECONDS_BETWEEN = 0.1
 _LINES_BELOW = 4
 """Lines of the screen that an unfinished block leaves free."""
 
@@ -37,6 +39,7 @@ class Screen:
         self._typing = typing
         self._footer = footer
         self._live: Live | None = None
+        self._timer: asyncio.TimerHandle | None = None
         self._status = ""
         self._since = time.monotonic()
         self._spinner = Spinner("dots")
@@ -61,6 +64,9 @@ class Screen:
         if self._typing is not None:
             self._typing.stop(self.console)
             self._typing.changed = _no_change
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
         if self._live is not None:
             self._live.stop()
             self._live = None
@@ -72,10 +78,17 @@ class Screen:
         if self._typing is not None:
             self._typing.start(self.console)
         lower, console = self._lower_edge, self.console
-        self._live = Live(get_renderable=lower, console=console, transient=True, refresh_per_second=10)
-        self._live.start()
+        # A thread that redraws would do so in the middle of what is being printed, and lines would be lost.
+        self._live = Live(get_renderable=lower, console=console, transient=True, auto_refresh=False)
+        self._live.start(refresh=True)
         if self._typing is not None:
             self._typing.changed = self._live.refresh
+        self._timer = asyncio.get_running_loop().call_later(_SECONDS_BETWEEN, self._redraw)
+
+    def _redraw(self) -> None:
+        if self._live is not None:
+            self._live.refresh()
+            self._timer = asyncio.get_running_loop().call_later(_SECONDS_BETWEEN, self._redraw)
 
     def _lower_edge(self) -> RenderableType:
         seconds = time.monotonic() - self._since
