@@ -48,6 +48,10 @@ def good(description: str = "Find words."):
         return json.dumps({"environment": dict(os.environ), "cwd": os.getcwd(), "pid": os.getpid()})  # noqa: PTH109
 
     @server.tool()
+    def reveal() -> str:
+        return f"{os.environ['MODE']} {os.environ['TOKEN'].split()[1]} today"
+
+    @server.tool()
     def spawn() -> str:
         import subprocess
 

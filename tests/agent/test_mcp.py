@@ -422,6 +422,14 @@ async def test_a_call_is_asked_about_and_always_stores_its_rule(project: Project
     assert chat.rules == [FIND[0]]
 
 
+async def test_keys_a_server_was_given_do_not_come_back(project: Project):
+    chat = turns(project, "good", env={"TOKEN": "Bearer tr0ub4dor-and-3-x", "MODE": "production"})
+    _, end = await chat.turn(("mcp__words__reveal", {}), "Shown.", allow=["mcp__words"])
+    told = str(end.messages)
+    assert "production" in told
+    assert "tr0ub4dor" not in told + end.tool_calls[0].output
+
+
 @pytest.mark.parametrize(
     ("mode", "rules", "outcome", "code"),
     [

@@ -28,7 +28,9 @@ from punie.agent.permissions import Call, authorize
 from punie.backends._notices import tell
 from punie.errors import ConfigError, McpError
 from punie.extensions import Definition, McpServer, filled
+from punie.redaction import Redactor
 from punie.tools import Workspace
+from punie.tools._environment import looks_secret
 
 if TYPE_CHECKING:
     from pydantic_ai.mcp import MCPToolset
@@ -59,6 +61,7 @@ class Connection:
         self._program: Program | None = None
         self._task: asyncio.Task[None] | None = None
         self._stop = asyncio.Event()
+        self._redact = Redactor(keys=_keys(server))
         self.tools = Accepted()
 
     @property
@@ -138,7 +141,7 @@ class Connection:
         timeout_s = self._server.tool_timeout_sec
         try:
             async with asyncio.timeout(timeout_s):
-                return result_text(await inner.call_tool(own, arguments, ctx, tool))
+                return self._redact(result_text(await inner.call_tool(own, arguments, ctx, tool)))
         except TimeoutError:
             await self._give_up_if_dead()
             raise ToolFailed(f"{self._named} did not answer within {timeout_s:g} s.{self._fault}") from None
@@ -149,7 +152,7 @@ class Connection:
 
     def _error_text(self, said: str) -> str:
         """What the model is told of an error: the server's own words, and how the server ended, if it did."""
-        text = plain(said, limit=MAX_ERROR * 4).strip()
+        text = self._redact(plain(said, limit=MAX_ERROR * 4).strip())
         return f"{self._named} failed.{self._fault}" if self._fault else text or f"{self._named} gave an empty error."
 
     async def ping(self) -> None:
@@ -193,12 +196,12 @@ class Connection:
     @property
     def _fault(self) -> str:
         fault = self._program.fault if self._program is not None else ""
-        return f" The server is gone: {plain(fault, limit=MAX_ERROR)}." if fault else ""
+        return f" The server is gone: {self._redact(plain(fault, limit=MAX_ERROR))}." if fault else ""
 
     @property
     def _last_words(self) -> str:
         words = self._program.last_words if self._program is not None else ""
-        return f" It said: {plain(words, limit=MAX_ERROR)}" if words else ""
+        return f" It said: {self._redact(plain(words, limit=MAX_ERROR))}" if words else ""
 
     def _translated(self, error: Exception) -> McpError:
         """The error of a start in Punie's own words, with its cure."""
@@ -216,6 +219,13 @@ class Connection:
             step = f"Is a server for streamable HTTP running at {plain(self._server.url, limit=200)}?"
             return McpError(f"{self._named} cannot be reached: {said}.", step)
         return McpError(f"{self._named} cannot be used: {said}.{self._fault}", "Try its command by hand.")
+
+
+def _keys(server: McpServer) -> dict[str, str]:
+    """The secrets that a server is given, which must not come back with what it says; `Bearer KEY` is two of them."""
+    given = {**server.env, **server.headers}
+    secrets = {name: value for name, value in given.items() if looks_secret(name, value)}
+    return secrets | {f"{name}'s last word": value.rpartition(" ")[2] for name, value in secrets.items()}
 
 
 def _offered(tool: Any) -> Offered:

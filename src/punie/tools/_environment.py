@@ -31,4 +31,9 @@ def _is_passed(name: str, value: str, more: Collection[str]) -> bool:
     if name in more:
         return True
     wanted = _PASSED.fullmatch(name) or any(fnmatchcase(name, pattern) for pattern in more)
-    return bool(wanted) and not _SECRET_NAME.search(name) and not _SECRET_VALUE.search(value)
+    return bool(wanted) and not looks_secret(name, value)
+
+
+def looks_secret(name: str, value: str) -> bool:
+    """Whether a variable, or a header, is likely to hold a key or a password."""
+    return bool(_SECRET_NAME.search(name) or _SECRET_VALUE.search(value))
