@@ -8,14 +8,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from pydantic_ai.messages import ModelMessage, ModelRequest, UserPromptPart
+from pydantic_ai.messages import ModelMessage, ModelMessagesTypeAdapter, ModelRequest, UserPromptPart
 from pydantic_ai.models import Model
-from tests.agent.conftest import Local, prompts
+from tests.agent.conftest import TEMPLATE, Local, prompts
 from tests.agent.test_append_only import assert_only_grown, stored
 from tests.stubs import Reply, scripted
 
 from punie import wire
 from punie.agent import Event, TurnEnded, create_agent, run_turn
+from punie.agent.compaction import compacted, sent
 from punie.agent.events import Notice
 from punie.agent.instructions import prompt
 from punie.agent.memory import BYTES_PER_TOKEN, MAX_FILE_BYTES, Instructions, Memory, given_in
@@ -267,6 +268,16 @@ async def test_they_stand_behind_the_built_in_instructions_of_every_request(tree
     assert system_texts(end) == {f"{prompt('system')}\n\n{tree.read().text}"}
 
 
+async def test_behind_the_beginning_that_an_embedded_model_was_trained_on(tree: Tree, local: Local):
+    tree.file("AGENTS.md", "Use tabs.")
+    for tokens, begins in ((None, None), (PLENTY, f"{prompt('compact')}\n\n{tree.read().text}")):
+        model, _ = local("done")
+        model.compact = True
+        _, end = await tree.turn(model=model, memory=tree.memory(tokens=tokens))
+        assert system_texts(end) == {begins}
+    assert f"set system = '{prompt('compact')}'" in TEMPLATE, "what stands in its chat template"
+
+
 async def test_those_of_a_directory_come_with_the_first_file_from_there(tree: Tree):
     tree.file("AGENTS.md", "Use tabs.")
     tree.file("a/AGENTS.md", "In a.")
@@ -317,6 +328,21 @@ async def test_when_the_message_is_gone_they_come_again(tree: Tree):
     read = ("read_file", {"path": "a/x.py"})
     _, end = await tree.turn(read, "done")
     _, again = await tree.turn(read, "done", history=[end.messages[0], end.messages[-1]])
+    assert in_block("a/AGENTS.md") == user_parts(again.messages)[-1].content
+
+
+async def test_after_a_summary_they_come_again_and_a_question_stays_a_question(tree: Tree):
+    tree.file("a/AGENTS.md", "In a.")
+    tree.file("a/x.py")
+    read = ("read_file", {"path": "a/x.py"})
+    _, end = await tree.turn(read, "done")
+    small = scripted()
+    small.compact = True  # type: ignore[attr-defined] - sums up by an extract
+    await compacted(end.messages, model=small)
+    said = str(ModelMessagesTypeAdapter.dump_python(sent(end.messages), mode="json"))
+    assert "'go'" in said
+    assert "In a." not in said
+    _, again = await tree.turn(read, "done", history=stored(end))
     assert in_block("a/AGENTS.md") == user_parts(again.messages)[-1].content
 
 
@@ -394,6 +420,7 @@ def test_no_file_for_agents_is_opened_before_trust(tree: Tree, tmp_path: Path, *
         assert opened.count("AGENTS.md") == 2
     else:
         assert "AGENTS.md" not in opened
-        assert "config.toml" not in opened or opened.count("config.toml") == 1  # the user's own is looked for
+        assert opened.count("config.toml") <= 1  # the user's own is looked for
         assert f"AGENTS.md is not read: {tree.root} is not trusted. `punie trust` trusts it.\n" in done.stderr
-    assert not {".env", ".mcp.json"} & set(opened)
+        assert ".mcp.json" not in opened
+    assert ".env" not in opened

@@ -30,6 +30,7 @@ from pydantic_ai.tools import ToolDefinition
 
 from punie import tools, wire
 from punie.agent import _copying, calls, citations
+from punie.agent._given import given_in
 from punie.agent.limits import CUT, NOTE_AT, REFUSED, LoopWatch, cut_repetition, note
 from punie.backends._notices import tell
 from punie.config import Limits
@@ -180,7 +181,8 @@ def _ask_again(invented: Sequence[citations.Place]) -> str:
 
 def _question(messages: Sequence[ModelMessage]) -> str:
     """What the user asked last."""
-    asked = [p for m in messages if isinstance(m, ModelRequest) for p in m.parts if isinstance(p, UserPromptPart)]
+    requests = [message for message in messages if isinstance(message, ModelRequest) and not given_in([message])]
+    asked = [part for message in requests for part in message.parts if isinstance(part, UserPromptPart)]
     return str(asked[-1].content) if asked else ""
 
 

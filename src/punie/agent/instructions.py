@@ -8,11 +8,14 @@ from punie.config import AgentConfig
 def instructions_for(config: AgentConfig, *, compact: bool, written: str = "") -> str | None:
     """The configured instructions, else the built-in ones, and behind them what is `written` in files for agents.
 
-    A compact model was trained on its chat template's own system text: it gets nothing but what the user configured.
+    A compact model was trained on its chat template's own system text: it gets nothing but what the user configured,
+    and that text again where something else has to follow it.
     """
     own = config.instructions
-    if own is None:
-        own = "" if compact else prompt("system")
+    if own is None and compact:
+        own = prompt("compact") if written else ""
+    elif own is None:
+        own = prompt("system")
     return "\n\n".join(filter(None, [own, written])) or (None if config.instructions is None else "")
 
 

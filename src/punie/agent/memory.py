@@ -9,27 +9,26 @@ again.
 import asyncio
 import os
 import unicodedata
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from pydantic_ai import RunContext
 from pydantic_ai.capabilities import AbstractCapability
-from pydantic_ai.messages import ModelMessage, ModelRequest, ToolCallPart, ToolReturn, ToolReturnPart
+from pydantic_ai.messages import ToolCallPart, ToolReturn
 from pydantic_ai.models import Model
 from pydantic_ai.tools import ToolDefinition
 
 from punie import controls
+from punie.agent._given import GIVEN, given_in
+from punie.agent.compaction import sent
 from punie.backends._notices import tell
 from punie.config import directories_down_to, instruction_files
 from punie.tools import Workspace
 from punie.tools._files import decode, is_binary
 from punie.tools._output import clip
 from punie.tools._paths import Content, NotRegularFileError, OutsideWorkspaceError, located, read_beneath
-
-GIVEN = "instructions"
-"""Key in the metadata of a tool result that brought instructions: the files, by their paths from the workspace."""
 
 MOST_TOKENS = 8192
 DEFAULT_WINDOW = 16_384
@@ -240,21 +239,11 @@ class Nested(AbstractCapability[Workspace]):
         return ToolReturn(result, content=more.text, metadata={GIVEN: brought})
 
     async def _bring(self, path: str, ctx: RunContext[Workspace]) -> Instructions:
-        given = {**given_in(ctx.messages), **self._given}
+        given = {**given_in(sent(ctx.messages)), **self._given}
         left = self.budget_tokens - sum(given.values())
         more = await asyncio.to_thread(self.memory.below, path, workspace=ctx.deps, given=given, budget_tokens=left)
         self._given.update({file.name: file.tokens for file in more.files})
         return more
-
-
-def given_in(messages: Sequence[ModelMessage]) -> Mapping[str, int]:
-    """The files that results in a conversation brought, with their tokens."""
-    found: dict[str, int] = {}
-    for message in messages:
-        for part in message.parts if isinstance(message, ModelRequest) else ():
-            if isinstance(part, ToolReturnPart) and isinstance(part.metadata, dict):
-                found.update(part.metadata.get(GIVEN, {}))
-    return found
 
 
 def _fitted(found: Sequence[Written | str], *, left: int) -> Instructions:
