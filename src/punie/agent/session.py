@@ -194,6 +194,7 @@ class SessionStore:
     def compact(self) -> None:
         """Give the room of what was deleted back to the disk. SessionError while other processes write."""
         self._database.rows("VACUUM")
+        self._database.rows("PRAGMA wal_checkpoint(TRUNCATE)")
 
     def rename(self, id: str, title: str) -> None:  # noqa: A002 - the field's name
         """Give a session another title."""
