@@ -29,7 +29,7 @@ from tests.stubs import Reply, scripted
 from punie.agent import Event, Permissions, TurnEnded, create_agent, run_turn
 from punie.agent._mcp_tools import MAX_DESCRIPTION, Offered, accepted, full_name, result_text
 from punie.agent._pins import Pins
-from punie.agent.approval import Decision, Request, always, approve_all, deny, once, refuse
+from punie.agent.approval import Decision, Gate, Request, always, approve_all, deny, once, refuse
 from punie.agent.events import Notice
 from punie.agent.hooks import HookRunner
 from punie.agent.mcp import MAX_STARTS, Connection, Servers
@@ -92,7 +92,7 @@ async def test_a_server_gets_a_short_environment_and_leaves_nothing_behind(tmp_p
         await connection.ping()
     assert {name: shown["environment"].get(name) for name in ("OWN", "API_TOKEN", "HOME")} == {
         "OWN": "declared",
-        "API_TOKEN": "declared too",
+        "API_TOKEN": "[redacted:API_TOKEN]",  # it got it, and the model does not
         "HOME": "/h",
     }
     assert not shown["environment"].keys() & {"OTHER", "SECRET_KEY"}
@@ -598,6 +598,27 @@ async def test_tools_that_changed_are_asked_about_again(project: Project):
     chat.asked.clear()
     await chat.turn("Hello.", decision=None)
     assert (chat.tools(), chat.asked) == ({"mcp__words__steal"}, [])
+
+
+async def test_a_turn_that_is_stopped_while_tools_are_asked_about_agrees_to_nothing(project: Project):
+    chat = turns(project, "quick", "steal")
+    chat.pins.add(chat.definitions[0], tools={"find": "0" * 64})
+    asked = asyncio.Event()
+
+    async def never(request: Request) -> Decision:
+        chat.asked.append(request)
+        asked.set()
+        return await asyncio.get_running_loop().create_future()
+
+    gate = Gate(never)
+    task = asyncio.ensure_future(chat.servers.running(["words"], gate=gate))
+    await asked.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    gate.approve = refuse
+    assert await chat.servers.running(["words"], gate=gate) == []
+    await chat.servers.close()
 
 
 async def test_agreement_to_one_project_is_none_to_another(tmp_path: Path):

@@ -387,14 +387,15 @@ class Servers:
 
     async def _settle_tools(self, slot: _Slot, gate: Gate) -> None:
         """Ask about tools that are not those the user knows; without a yes the server is ended."""
-        differs, slot.waiting = slot.waiting, ()
-        connection, name = slot.connection, slot.definition.name
+        differs, connection, name = slot.waiting, slot.connection, slot.definition.name
         if connection is None:
             return
         why = f"its tools changed since you agreed to them: {', '.join(differs[:5])}"
         why += f" and {len(differs) - 5} more" if len(differs) > 5 else ""
         preview = "\n".join(f"{full}\n  {tool.description or ''}" for full, tool in connection.tools.tools.items())
-        if await _agreed(gate, Request(f"{PREFIX}{name}", {}, preview=preview, reason=why, every_time=True)):
+        agreed = await _agreed(gate, Request(f"{PREFIX}{name}", {}, preview=preview, reason=why, every_time=True))
+        slot.waiting = ()  # not before there is an answer: a turn that is stopped meanwhile has given none
+        if agreed:
             self._keep(slot.definition, connection.tools)
             return
         slot.out = True
