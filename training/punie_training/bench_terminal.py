@@ -31,6 +31,8 @@ from punie_training.bench import Figure, machine, say
 LINES = 20_000
 TURNS = 200
 _PATIENCE_S = 300.0
+_PROMPT = "· default ·"
+"""In the line below the prompt, which is drawn with it."""
 _CURSOR_ASKED, _CURSOR = b"\x1b[6n", b"\x1b[1;1R"
 _SEQUENCE = re.compile(rb"\x1b(\[[0-9;?]*[ -/]*[@-~]|\][^\x07]*\x07)")
 
@@ -60,6 +62,8 @@ class Chat:
         os.close(slave)
         self._terminal = master
         self._shown = b""
+        self.ended = False
+        """Whether the end of an answer was shown since this was last set to False."""
 
     def type(self, text: str) -> None:
         """Press these keys."""
@@ -77,11 +81,13 @@ class Chat:
         raise SystemExit(f"The chat never showed {wanted!r}; the last of it: {self._shown[-500:]!r}")
 
     def echoed(self, key: str) -> float:
-        """Seconds from a key to the screen that shows it in the line being typed."""
+        """Seconds from a key to the screen that shows it at the end of the line being typed."""
         self._shown = b""
         started = time.perf_counter()
         self.type(key)
-        self.until(f"{key}▏")
+        needle = f"{key}▏".encode()
+        while needle not in self._shown and not self.ended:
+            self._read()
         return time.perf_counter() - started
 
     def memory_mb(self) -> float:
@@ -104,6 +110,7 @@ class Chat:
         data = os.read(self._terminal, 1 << 16)
         for _ in range(data.count(_CURSOR_ASKED)):
             os.write(self._terminal, _CURSOR)
+        self.ended |= b"The end." in data
         self._shown = (self._shown + _SEQUENCE.sub(b"", data))[-(1 << 20) :]
 
 
@@ -164,38 +171,33 @@ def _figures(runs: int, *, lines: int, turns: int) -> Iterator[tuple[str, Figure
     with tempfile.TemporaryDirectory(prefix="punie-") as directory:
         root = Path(directory).resolve()
         (root / "project").mkdir()
-        done = threading.Event()
 
         def reply(asked: str) -> Iterator[str]:
             if "long" in asked:
                 for number in range(lines):
                     yield f"Line {number} of an answer that goes on and on.\n" + "\n" * (number % 20 == 0)
-                done.set()
-            yield "Said at once. "
+            yield f"Said {asked.split()[-1]} at once. "
             yield "The end."
 
         with answering(reply) as spec:
             yield "s to the prompt", Figure.of(_starts(spec, root=root, runs=runs))
             chat = Chat(spec, root=root)
-            chat.until("> ")
+            chat.until(_PROMPT)
             first = Figure.of(_first_words(chat, runs=runs))
             yield "s from Return to the first words", first
-            before = chat.memory_mb()
+            chat.ended = False
             chat.type("a long one\r")
             chat.until("Line 100 ")
-            echoes = sorted(_echoes(chat, done))
-            if echoes:
-                at = min(int(len(echoes) * 0.95), len(echoes) - 1)
-                yield f"s from key to echo, {lines:,} lines streaming", Figure.of(echoes)
-                yield "  of which the 95th percentile", Figure.of([echoes[at]])
-            chat.until("The end.")
+            echoes = sorted(_echoes(chat))
+            yield f"s from key to echo, {lines:,} lines streaming", Figure.of(echoes)
+            yield "  of which the 95th percentile", Figure.of([echoes[int(len(echoes) * 0.95)]])
             chat.close()
             chat = Chat(spec, root=root)
-            chat.until("> ")
+            chat.until(_PROMPT)
             before = chat.memory_mb()
-            for _ in range(turns):
-                chat.type("say it\r")
-                chat.until("The end.")
+            for number in range(turns):
+                chat.type(f"say {number}\r")
+                chat.until(f"Said {number} at once. The end.")
             yield f"MB of memory after {turns} turns", Figure.of([chat.memory_mb()])
             yield "  of which before the first", Figure.of([before])
             chat.close()
@@ -204,7 +206,7 @@ def _figures(runs: int, *, lines: int, turns: int) -> Iterator[tuple[str, Figure
 def _starts(spec: str, *, root: Path, runs: int) -> Iterator[float]:
     for _ in range(runs):
         chat = Chat(spec, root=root)
-        yield chat.until("> ")
+        yield chat.until(_PROMPT)
         chat.close()
 
 
@@ -212,17 +214,18 @@ def _first_words(chat: Chat, *, runs: int) -> Iterator[float]:
     """Of turns after the first, which imports what every turn needs."""
     for number in range(runs + 1):
         started = time.perf_counter()
-        chat.type("say it\r")
-        chat.until("Said at once.")
+        chat.type(f"say {number}\r")
+        chat.until(f"Said {number} at")
         if number:
             yield time.perf_counter() - started
         chat.until("The end.")
+        time.sleep(0.5)  # until the prompt is there again
 
 
-def _echoes(chat: Chat, done: threading.Event) -> Iterator[float]:
-    """One key after the other, none of which is in the answer, until the server has said everything."""
+def _echoes(chat: Chat) -> Iterator[float]:
+    """One key after the other, none of which is in the answer, until the answer has ended."""
     number = 0
-    while not done.is_set():
+    while not chat.ended:
         yield chat.echoed("ÄÖÜßéèêàáâ"[number % 10])
         number += 1
         time.sleep(0.05)
