@@ -40,3 +40,7 @@ bench *args:
 # Run the contract of the backends and write its table into the docs; arguments go to pytest.
 conformance *args:
     {{bin}}/python -m tests.backends.conformance {{args}}
+
+# Inject faults for as long as it takes: a program of tests/faults by its name, and its arguments.
+faults name *args:
+    {{bin}}/python -m tests.faults.{{name}} {{args}}

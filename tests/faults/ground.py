@@ -162,7 +162,7 @@ class Ground:
             traceback.print_exc()
         finally:
             with suppress(BaseException):
-                threading._shutdown()
+                threading._shutdown()  # pyright: ignore[reportAttributeAccessIssue]
                 atexit._run_exitfuncs()
                 sys.stdout.flush()
             os._exit(code)
