@@ -96,7 +96,21 @@ class Wire:
 
     def _render(self, messages: Sequence[Message], tools: Sequence[dict[str, Any]], *, prompt: bool) -> str:
         marked = [{"role": m.role, "content": f"\ue000{i}\ue001"} for i, m in enumerate(messages)]
-        return self._template.render(messages=marked, tools=list(tools), add_generation_prompt=prompt)
+        declared = [self._harmless(tool) for tool in tools]
+        return self._template.render(messages=marked, tools=declared, add_generation_prompt=prompt)
+
+    def _harmless(self, value: Any) -> Any:
+        """What a tool's declaration says, without what would be taken for the template's: others write some of them."""
+        match value:
+            case str():
+                plain = value.replace("\ue000", "").replace("\ue001", "")
+                return self._split.sub(lambda token: token[0] and f"{token[0][:1]} {token[0][1:]}", plain)
+            case dict():
+                return {self._harmless(key): self._harmless(item) for key, item in value.items()}
+            case list() | tuple():
+                return [self._harmless(item) for item in value]
+            case _:
+                return value
 
     def _encode(self, messages: Sequence[Message], tools: Sequence[dict[str, Any]], *, prompt: bool) -> Example:
         tokens: list[int] = []
