@@ -18,6 +18,8 @@ CUT = "\n\n[cut: the model repeated itself]"
 _LONGEST_CHUNK = 240
 _LONG = 20
 _SHORTEST_LINE = 12
+_WINDOW = (COPIES + 1) * _LONGEST_CHUNK
+"""Characters at the end that show whether a text repeats itself; what stands before only says since when."""
 _DURATION = re.compile(r"\bin \d+(?:\.\d+)? s\b")
 
 
@@ -73,7 +75,7 @@ def repetition_at_end(text: str) -> int | None:
     """Where to cut a text whose end repeats itself, keeping the first copy; None when it does not."""
     for size in range(1, min(_LONGEST_CHUNK, len(text) // COPIES) + 1):
         chunk = text[-size:]
-        if not chunk.strip() or not any(character.isalnum() for character in chunk):
+        if text[-2 * size : -size] != chunk or not chunk.strip() or not any(character.isalnum() for character in chunk):
             continue
         if text.endswith(chunk * _copies(chunk)):
             return _first_copy_end(text, size)
@@ -101,6 +103,8 @@ def _first_copy_end(text: str, size: int) -> int:
 def cut_repetition(text: str) -> str | None:
     """The text up to the first copy of what it repeats; None when it does not repeat itself."""
     for end in (*range(40, len(text), 40), len(text)):
+        if repetition_at_end(text[max(0, end - _WINDOW) : end]) is None:
+            continue
         cut = repetition_at_end(text[:end])
         if cut is not None:
             return text[:cut].rstrip()
