@@ -11,6 +11,7 @@ from rich.cells import cell_len
 
 from punie.agent.events import Timing, TurnEnded, UsageUpdated
 from punie.backends import build
+from punie.backends._local import LocalModel
 from punie.config import AgentConfig
 from punie.errors import UsageError
 from punie.ui import commands
@@ -63,9 +64,14 @@ def test_an_adapter_that_cannot_be_had(spec: str, wanted: str) -> None:
         with_adapter(spec, wanted)
 
 
-def test_the_base_model_can_be_had_alone(tmp_path: Path) -> None:
-    model = build("local:+off", AgentConfig(), cache_dir=tmp_path)
-    assert model.model_name == "smollm2-135m"
+async def test_the_base_model_can_be_had_alone() -> None:
+    model = build("local:+off", AgentConfig())
+    assert isinstance(model, LocalModel)
+    try:
+        await model.loaded()
+        assert model.model_name == "smollm2-135m"
+    finally:
+        model.close()
 
 
 def test_files_are_found_letter_by_letter_the_closest_first() -> None:
