@@ -56,6 +56,7 @@ class Redactor:
         named += [(name, value.strip()) for name, value in self._keys.items() if len(value.strip()) >= _SHORTEST]
         self._remembered = lru_cache(maxsize=_REMEMBERED)(self._redacted)
         self._known = _forms(tuple(sorted(set(named))))
+        self._beginnings = frozenset(form[:end] for form in self._known for end in range(1, len(form) + 1))
         self._spaced = tuple(form for form in self._known if not _WORD.fullmatch(form))
 
     def knowing(self, keys: Mapping[str, str]) -> "Redactor":
@@ -116,6 +117,18 @@ class Redactor:
     def uncertain_from(self, text: str) -> int:
         """Where the longest end of the text starts that may begin a known value of several words."""
         return min((_overlap(text, form) for form in self._spaced), default=len(text))
+
+    def settles(self, word: str) -> bool:
+        """Whether a word stays as it is, whatever follows it without a space: most words of a sentence do."""
+        lower = word.lower()
+        if not _PLAIN_WORD.fullmatch(word) or lower.endswith(_KEYS) or any(map(lower.__contains__, _ANYWHERE)):
+            return False
+        if any(needle.startswith(lower) or lower.startswith(needle) for needle in _AT_START):
+            return False
+        ends = [lower[place:] for place in range(len(lower))]
+        if any(needle.startswith(end) for end in ends for needle in _ANYWHERE):
+            return False
+        return not any(word[place:] in self._beginnings for place in range(len(word)))
 
     def whole_at(self, text: str, place: int) -> int:
         """The place, or where the known value or the key begins that spans it."""
@@ -292,7 +305,7 @@ _NAMED = r"(?:\\*[\"'`])?\]?[ \t]{0,4}(?P<o>:=|=>|={1,2}|:)[ \t]{0,4}[bru]?"
 def _rule(
     kind: str, needles: str, pattern: str, counts: Callable[[re.Match[str]], bool] = _always, *, flags: int = 0
 ) -> _Rule:
-    return _Rule(kind, tuple(needles.split()), re.compile(pattern, flags), counts)
+    return _Rule(kind, tuple(needles.split()), re.compile(pattern, flags | re.ASCII), counts)
 
 
 _NEEDLES = "passw passphrase pwd secret token key"
@@ -341,7 +354,12 @@ _RULES = (
         rf"{_START}(?:gh[pousr]_|github_pat_|sk-ant-|sk-proj-|glpat-|xox[abp]-|AIza|npm_|pypi-AgE|hf_|eyJ)[\w-]{{8,}}(?=\.\.\.)",
         _is_random,
     ),
-    _rule("url-password", "://", r"://[^/\s:@\"'`]{0,64}:(?P<s>[^/\s@\"'`]{6,256})@", _is_password),
+    _rule(
+        "url-password",
+        "://",
+        r"://[^/\s:@\"'`\x80-\xa0\u0250-\U0010ffff]{0,64}:(?P<s>[^/\s@\"'`\x80-\xa0\u0250-\U0010ffff]{6,256})@",
+        _is_password,
+    ),
     _rule(
         "authorization",
         "bearer authorization",
@@ -353,7 +371,7 @@ _RULES = (
     _rule(
         "secret",
         _NEEDLES,
-        rf"{_KEYWORD}{_NAMED}\\*(?P<q>[\"'`])(?P<s>[^\s\"'`\\]{{6,512}})(?=\\*[\"'`])",
+        rf"{_KEYWORD}{_NAMED}\\*(?P<q>[\"'`])(?P<s>[^\s\"'`\\\x80-\xa0\u0250-\U0010ffff]{{6,512}})(?=\\*[\"'`])",
         _is_assigned,
         flags=re.I,
     ),
@@ -367,18 +385,26 @@ _RULES = (
     _rule(
         "secret",
         "--pass --token --secret --api-key",
-        r"--(?P<k>password|passwd|passphrase|token|secret|api-key)[ \t]+(?P<q>[\"']?)(?P<o>)(?P<s>[^\s\"'`\\]{8,512})",
+        r"--(?P<k>password|passwd|passphrase|token|secret|api-key)[ \t]+(?P<q>[\"']?)(?P<o>)"
+        r"(?P<s>[^\s\"'`\\\x80-\xa0\u0250-\U0010ffff]{8,512})",
         _is_random,
         flags=re.IGNORECASE,
     ),
     _rule(
         "secret",
         "password> passwd> secret> token> apikey>",
-        r"(?:password|passwd|secret|token|apikey)>(?P<s>[^\s<>]{8,512})</",
+        r"(?:password|passwd|secret|token|apikey)>(?P<s>[^\s<>\x80-\xa0\u0250-\U0010ffff]{8,512})</",
         _is_password,
         flags=re.IGNORECASE,
     ),
 )
+
+
+_ANYWHERE, _AT_START = (
+    tuple(needle for rule in _RULES if rule.pattern.pattern.startswith(_START) == anchored for needle in rule.needles)
+    for anchored in (False, True)
+)
+_PLAIN_WORD = re.compile(r"[A-Za-z]{1,30}[.,!?;]*")
 
 
 # --- private keys ---
@@ -460,6 +486,7 @@ _INTRODUCTION = re.compile(
     re.IGNORECASE,
 )
 _MOST_HELD = 20_000
+_LONGEST_BEFORE = 60
 _LOOKED_BACK = 200
 
 
@@ -469,18 +496,26 @@ class Stream:
     def __init__(self, redactor: Redactor) -> None:
         self._redactor = redactor
         self._held = ""
+        self._before = ""
+        """The beginning of the word that goes on: its middle is no place where a token begins."""
 
     def feed(self, piece: str) -> str:
         """Return what is certain of the text so far."""
         self._held += piece
         ready = self._ready()
-        shown, self._held = self._redactor(self._held[:ready]), self._held[ready:]
-        return shown
+        return self._released(ready)
 
     def close(self) -> str:
         """Return the rest: no more will come."""
-        shown, self._held = self._redactor(self._held), ""
-        return shown
+        return self._released(len(self._held))
+
+    def _released(self, end: int) -> str:
+        ready, self._held = self._held[:end], self._held[end:]
+        shown = self._redactor(self._before + ready)
+        whole = shown.removeprefix(self._before) if shown.startswith(self._before) else self._redactor(ready)
+        word = _WORD.search(self._before + ready)
+        self._before = word[0] if word else ""
+        return whole
 
     def _ready(self) -> int:
         if len(self._held) > _MOST_HELD:
@@ -488,11 +523,20 @@ class Stream:
         begin = max((match.start() for match in _BEGIN.finditer(self._held)), default=-1)
         is_open = begin >= 0 and not _FINISH.search(self._held, begin)
         start, held = begin if is_open else self._redactor.uncertain_from(self._held), -1
+        word = self._word(start)
+        if start == len(self._held) > word and len(self._before) < _LONGEST_BEFORE and self._stays(word):
+            return start
         while start != held:
             held, start = start, self._redactor.whole_at(self._held, self._word(start))
             introduction = _INTRODUCTION.search(self._held, max(start - _LOOKED_BACK, 0), start)
             start = introduction.start() if introduction else start
         return start
+
+    def _stays(self, place: int) -> bool:
+        """Whether the word that begins here is certain: nothing before it announces a secret."""
+        announced = _INTRODUCTION.search(self._held, max(place - _LOOKED_BACK, 0), place)
+        whole = self._redactor.whole_at(self._held, place)
+        return not announced and whole == place and self._redactor.settles(self._held[place:])
 
     def _word(self, end: int) -> int:
         """Where the word that ends here begins."""

@@ -15,6 +15,7 @@ from tests.ui.test_clean import HOSTILE
 
 VALUE = "plain-Words-77-of-acme"
 TOKEN = "ghp_a7QJBd0Kh8oOOL8dKLzdocJ2isAjIhKtJ0Rl12"
+PASSWORD = "hunt3r-Tw0"
 EDIT = Call("edit_file", {"path": "a.py", "old": "class Greeter", "new": "class Waiter"})
 
 
@@ -35,6 +36,7 @@ def sent(server: ScriptedServer) -> list[dict[str, object]]:
 
 def assert_clean(*texts: str) -> None:
     for text in texts:
+        assert PASSWORD not in text
         assert VALUE not in text
         assert TOKEN not in text
 
@@ -71,7 +73,8 @@ def test_one_answer_gives_no_secret_away(
         nothing = subprocess.DEVNULL
         return subprocess.run(command, cwd=project, env=env, stdin=nothing, capture_output=True, text=True, check=False)
 
-    done = punie("-v", "-m", server.spec, "-p", f"is {TOKEN} one?", "--output-format", output_format)
+    spec = server.spec.replace("http://", f"http://someone:{PASSWORD}@")
+    done = punie("-v", "-m", spec, "-p", f"is {TOKEN} one?", "--output-format", output_format)
     assert done.returncode == 0, done.stderr
     assert "They are [redacted:ACME_API_KEY] and [redacted:github-token]" in done.stdout
     assert "A secret in the prompt is kept from the model" in done.stderr

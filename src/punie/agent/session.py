@@ -277,7 +277,7 @@ class Session:
     def begin(self, *, model: str, title: str, parent: str | None = None) -> None:
         """Begin a turn. SessionError when nothing can be stored, or another process writes to the session."""
         text = re.sub(r"\s+", " ", self.redact(title).encode("utf-8", "replace").decode()).strip()
-        row = (self.id, os.fsencode(self.workspace), time.time(), model, text[:_TITLE], parent)
+        row = (self.id, os.fsencode(self.workspace), time.time(), self.redact(model), text[:_TITLE], parent)
         with self._database.writing() as write:
             write.execute("INSERT OR IGNORE INTO sessions VALUES (?, ?, ?, ?, ?, ?)", row)
             self._take(write)

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Protocol, TextIO, assert_never
 
 from punie.errors import PunieError, UsageError
+from punie.redaction import Redactor
 from punie.ui._activity import Requests, activity_line, call_text, duration_text
 from punie.ui._clean import clean
 from punie.ui.options import Options, OutputFormat
@@ -64,7 +65,8 @@ def run(options: Options) -> int:
     setup = prepare(options, env=os.environ)
     for notice in setup.notices:
         _note(sys.stderr, notice)
-    about = About(setup.config.model, setup.config.model, setup.session_id, str(setup.root))
+    spec = Redactor(os.environ)(setup.config.model)  # the address of a server may hold a password
+    about = About(spec, spec, setup.session_id, str(setup.root))
     kept = Kept(setup)
     try:
         kept.start(options)
@@ -338,7 +340,6 @@ def result(about: About, ended: "TurnEnded") -> dict[str, object]:
 def _failure(about: About, error: PunieError) -> dict[str, object]:
     """The same object for a run that ended before its first turn."""
     from punie.agent.events import Timing, TurnEnded, UsageUpdated
-    from punie.redaction import Redactor
 
     nothing = UsageUpdated(input_tokens=0, output_tokens=0, cached_tokens=0)
     told = Redactor(os.environ)(str(error))
