@@ -16,6 +16,7 @@ from tests.stubs import Reply
 from punie.agent import Session, SessionStore, Undone
 from punie.agent._snapshots import NeverCovered, ShadowGit
 from punie.agent.undo import COMMANDS_NOTE, Undo
+from punie.tools._states import State
 
 Tree = Mapping[str, tuple[int, bytes]]
 BINARY = bytes(range(256)) * 40
@@ -421,7 +422,7 @@ def test_an_undo_that_was_broken_off_can_be_finished_or_taken_back(place: Place,
     place.command("echo x > a.txt", "rm -r src", "echo flat > src", "rm b.txt", "mkdir b.txt")
     after = place.tree()
 
-    def broken_off(undo: Undo, path: bytes, *, expected: object, wanted: object) -> bool:
+    def broken_off(undo: Undo, path: bytes, *, expected: State, wanted: State) -> bool:
         if path == b"src":
             (place.root / "src").unlink()  # a file that is to become a directory is away for a moment
             raise KeyboardInterrupt

@@ -338,7 +338,9 @@ def test_rows_without_a_record_are_made_and_kept_and_not_made_twice(
 ) -> None:
     assert climbed(home, "one", "one-seed1", "seen") == 0
     assert {path.name for path in (home / "results").iterdir() if path.is_dir()} == {"one", "one-seed1", "seen"}
-    assert results.load(home / "results" / "one-seed1").training.seed == 1
+    training = results.load(home / "results" / "one-seed1").training
+    assert training is not None
+    assert training.seed == 1
     assert "A few rows." in (home / "TRACKER.md").read_text()
     state = home / "runs" / "one" / "state.safetensors"
     made = state.stat().st_mtime_ns
