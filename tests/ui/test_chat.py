@@ -228,8 +228,7 @@ def test_an_answer_survives_a_changing_window(start: Start, server: ScriptedServ
     terminal.until(lambda _: prompt(terminal) == ">" and "That is all." in terminal.text, "no end")
     shown = lines(terminal.text)
     written = [line for line in shown if line.startswith("x") and " = " in line]
-    assert set(written) == {line.strip() for line in code}
-    assert written[-1] == "x199 = 199"
+    assert list(dict.fromkeys(written)) == [line.strip() for line in code]  # a row may stay twice where it was redrawn
 
 
 def test_one_line_of_a_megabyte_and_wide_characters(start: Start, server: ScriptedServer) -> None:

@@ -4,7 +4,9 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
+from prompt_toolkit.application import create_app_session
 from prompt_toolkit.history import InMemoryHistory
+from prompt_toolkit.input import create_pipe_input
 from pydantic_ai.messages import ModelRequest, ModelResponse, TextPart
 from pydantic_ai.usage import RequestUsage
 from rich.cells import cell_len
@@ -20,6 +22,7 @@ from punie.ui._markdown import split_long
 from punie.ui._model_commands import with_adapter
 from punie.ui._pastes import Pastes, WholeHistory
 from punie.ui._status import Status, fitted
+from punie.ui._typing import Typing
 
 
 def test_every_command_has_a_handler_a_line_of_help_and_a_name_of_its_own() -> None:
@@ -130,3 +133,11 @@ def test_what_holds_for_long_is_taken_apart_without_loss() -> None:
     assert [line for line in seen if line.startswith("x")] == lines
     assert "End." in [*seen, *pending.splitlines()]
     assert opener == ""
+
+
+def test_ctrl_d_meanwhile_leaves_after_what_was_sent_before_it_and_not_out_of_a_line() -> None:
+    typing = Typing(Pastes())
+    with create_pipe_input() as pipe, create_app_session(input=pipe):
+        pipe.send_text("and then?\r\x04draft\x04")
+        typing._all(pipe.read_keys())
+    assert (typing.queued, typing.draft) == (["and then?", "/exit"], "draft")

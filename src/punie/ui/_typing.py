@@ -24,6 +24,8 @@ _SECONDS_TO_ESCAPE = 0.1
 
 _PASTE_ON, _PASTE_OFF = "\x1b[?2004h", "\x1b[?2004l"
 _SHOWN_QUEUED = 3
+LEAVE = "/exit"
+"""What Ctrl-D stands for while an answer is drawn: it leaves when the answer is there."""
 
 
 class Typing:
@@ -120,6 +122,8 @@ class Typing:
             self._send()
         elif key == Keys.ControlJ:
             self.draft += "\n"
+        elif key == Keys.ControlD and not self.draft:
+            self.queued.append(LEAVE)
         elif key == Keys.BracketedPaste:
             self.draft += self._pastes.collapsed(press.data)
         elif key == Keys.Up and self.queued and not self.draft:

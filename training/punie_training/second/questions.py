@@ -281,12 +281,15 @@ def _searched(here: Project, turn: Turn, pattern: str, glob: str) -> str:
     return _listed(turn, here.grep(pattern, path=glob), of="grep -F")
 
 
+_KINDS = {"class": r"\bclass(es)?\b", "function": r"\b(function|func|def)s?\b"}
+
+
 def _outline(here: Project, turn: Turn, path: str) -> str:
     made = [d for s in here.sources if s.path == path for d in s.definitions if "." not in d.qualname]
     asked = turn.question.lower().replace(path.lower(), "")
-    for word, other in (("class", "function"), ("function", "class")):
-        if word in asked and other not in asked and any(d.kind == other for d in made):
-            raise Doubt(f"asked for a {word} only, and a {other} is among what is shown")
+    named = [kind for kind, words in _KINDS.items() if re.search(words, asked)]
+    if len(named) == 1 and any(d.kind in _KINDS and d.kind != named[0] for d in made):
+        raise Doubt(f"asked for a {named[0]} only, and something else is among what is shown")
     return _listed(turn, {d.place for d in made if d.kind != "constant"}, of="top-level class and def tokens")
 
 
