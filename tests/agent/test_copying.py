@@ -22,6 +22,7 @@ def _nothing(argument: str, value: str) -> bool:
     [
         ({"name": "marshallallow.decorators.POST_DUMP"}, {"name": "marshmallow.decorators.POST_DUMP"}),
         ({"path": "src/apthescheduler/triggers.py", "end": 9}, {"path": "src/apscheduler/triggers.py"}),
+        ({"glob": "*apthescheduler*"}, {}),  # half a path is no copy of the whole
         ({"name": "marshmallow.decorators.POST_DUMP"}, {}),
         ({"name": "post_dump"}, {}),  # only the case differs: the tools see to that
         ({"name": "Protocol"}, {}),  # nothing in the question is like it
@@ -35,6 +36,12 @@ def test_a_name_that_stands_nowhere_becomes_the_one_the_question_has(
     arguments: Mapping[str, object], mended: Mapping[str, str]
 ):
     assert respelled(arguments, question=QUESTION, seen=(), known=_nothing) == mended
+
+
+def test_stars_around_a_word_stay():
+    assert respelled({"glob": "*aiiohttp*"}, question="files with `aiohttp` in the name", seen=(), known=_nothing) == {
+        "glob": "*aiohttp*"
+    }
 
 
 def test_what_was_read_or_exists_is_meant_as_it_is_written():

@@ -12,7 +12,7 @@ from difflib import SequenceMatcher
 COPIED = ("name", "path", "glob")
 """The arguments that hold one name or path."""
 _SHORTEST = 5
-_ALIKE = 0.8
+_ALIKE = 0.75
 _TOKEN = re.compile(r"[\w./-]*\w")
 
 Known = Callable[[str, str], bool]
@@ -27,13 +27,17 @@ def respelled(
     says whether the workspace has such a thing after all.
     """
     values = args if isinstance(args, Mapping) else _object(args)
-    copied = {key: value for key in COPIED if isinstance(value := values.get(key), str) and _is_one_token(value)}
-    if not copied:
-        return {}
     text = "\n".join([question, *seen]).casefold()
     written = dict.fromkeys(_TOKEN.findall(question))
-    found = {key: _meant(value, written) for key, value in copied.items() if value.casefold() not in text}
-    return {key: meant for key, meant in found.items() if meant and not known(key, copied[key])}
+    found: dict[str, str] = {}
+    for key in COPIED:
+        value = values.get(key)
+        copied = value.strip("*") if isinstance(value, str) else ""
+        if len(copied) < _SHORTEST or not _TOKEN.fullmatch(copied) or copied.casefold() in text:
+            continue
+        if (meant := _meant(copied, written)) and not known(key, copied):
+            found[key] = str(value).replace(copied, meant)
+    return found
 
 
 def _object(args: object) -> Mapping[str, object]:
@@ -42,10 +46,6 @@ def _object(args: object) -> Mapping[str, object]:
     except ValueError:
         return {}
     return found if isinstance(found, dict) else {}
-
-
-def _is_one_token(value: str) -> bool:
-    return len(value) >= _SHORTEST and _TOKEN.fullmatch(value) is not None
 
 
 def _meant(value: str, written: Iterable[str]) -> str:

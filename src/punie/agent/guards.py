@@ -109,7 +109,7 @@ def _as_asked(ctx: Context, response: ModelResponse) -> ModelResponse:
     def known(argument: str, value: str) -> bool:
         if argument != "name":
             return os.path.lexists(ctx.deps.root / value)
-        return value.rpartition(".")[2] in ctx.deps.index.refresh().by_name
+        return all(part in ctx.deps.index.refresh().by_name for part in value.split("."))
 
     def mended(part: ModelResponsePart) -> ModelResponsePart:
         if not isinstance(part, ToolCallPart):
