@@ -26,9 +26,9 @@ check:
 types:
     {{bin}}/pyright
 
-# The test suite in two processes, each file in one of them; arguments go to pytest.
+# The test suite; arguments go to pytest.
 test *args:
-    {{bin}}/python -m pytest -n 2 --dist loadfile {{args}}
+    {{bin}}/python -m pytest {{args}}
 
 # Everything CI demands.
 all: check types test
