@@ -1,10 +1,16 @@
 """No test reaches a model service, or any address outside this machine."""
 
+import os
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pydantic_ai.models
 import pytest
+
+from punie.backends._weights import default_cache_dir
 
 pydantic_ai.models.ALLOW_MODEL_REQUESTS = False
 _LOOPBACK = ("127.", "::1", "localhost")
@@ -27,3 +33,19 @@ def _guarded(connect):
         return connect(sock, address)
 
     return guarded
+
+
+FETCH = """
+import sys, pathlib
+from punie.backends._weights import ensure_base
+ensure_base(pathlib.Path(sys.argv[1]))
+"""
+
+
+@pytest.fixture(scope="session")
+def weights_cache() -> Path:
+    """The cache directory with the embedded weights in it: what is there, or fetched once as a user would."""
+    cache = Path(os.environ.get("PUNIE_CACHE_DIR") or default_cache_dir())
+    # In another process: this one is not allowed to reach another machine.
+    subprocess.run([sys.executable, "-c", FETCH, str(cache)], check=True, timeout=280)
+    return cache

@@ -21,7 +21,7 @@ from punie.agent.events import Notice
 from punie.agent.instructions import prompt
 from punie.agent.memory import BYTES_PER_TOKEN, MAX_FILE_BYTES, Instructions, Memory, given_in
 from punie.agent.permissions import Permissions, hides
-from punie.backends._weights import default_cache_dir, embedded_files
+from punie.backends._weights import embedded_files
 from punie.config import AgentConfig
 from punie.rules import RuleSet, parse_rule
 from punie.tools import Workspace
@@ -246,9 +246,9 @@ def test_the_budget_follows_the_window(tree: Tree, local: Local):
     assert budget(32_768, chosen=0) == 0
 
 
-def test_the_estimate_is_not_much_too_low():
+def test_the_estimate_is_not_much_too_low(weights_cache: Path):
     """For the smallest vocabulary there is, on the prose of this repository."""
-    files = embedded_files(default_cache_dir(), adapter=None)
+    files = embedded_files(weights_cache, adapter=None)
     chat = wire.Wire.load(files.tokenizer, template="")
     for page in ("CONTRIBUTING.md", "docs/permissions.md", "docs/sessions.md"):
         text = (Path(__file__).parents[2] / page).read_text()
