@@ -10,7 +10,7 @@ from punie.errors import UsageError
 from punie_training import examine, results
 from punie_training.corpora import Split
 from punie_training.recipe import Recipe
-from punie_training.tracker import Declared, Row, recipe_of
+from punie_training.tracker import Declared, Row, adapter_hash, recipe_of
 
 Say = Callable[[str], None]
 
@@ -61,7 +61,7 @@ class Ladder:
             run=run if recipe else None,
             recipe=recipe,
             split=row.split,
-            adapter=self._hash_wanted(row),
+            adapter=adapter_hash(row, home=self.home),
             results=self.home / "results",
         )
 
@@ -84,11 +84,6 @@ class Ladder:
         if not adapter.is_dir():
             raise UsageError(f"{row.name} is about the adapter of {row.beside}, which is not in {adapter}.")
         return adapter
-
-    def _hash_wanted(self, row: Row) -> str | None:
-        if row.recipe or not row.beside:
-            return row.adapter or None
-        return results.load(self.home / "results" / row.beside).report.identity.get("adapter")
 
     def _plan(self, row: Row, adapter: Path | None, out: Path) -> examine.Plan:
         return examine.Plan(

@@ -254,3 +254,10 @@ def recipe_of(row: Row, *, seed: int | None, recipes: Path) -> Recipe | None:
         return None
     recipe = Recipe.load(recipes / f"{row.name}.toml")
     return recipe if seed is None else recipe.model_copy(update={"seed": seed})
+
+
+def adapter_hash(row: Row, *, home: Path) -> str | None:
+    """The adapter an evaluation of a row that is not trained has to be of, where that is known."""
+    if row.recipe or not row.beside:
+        return row.adapter or None
+    return results.load(home / "results" / row.beside).report.identity.get("adapter")

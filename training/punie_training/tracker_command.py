@@ -71,7 +71,7 @@ def _tracker(options: argparse.Namespace) -> int:
 
 
 def _add(declared: "Declared", options: argparse.Namespace) -> None:
-    from punie_training import results
+    from punie_training import results, tracker
 
     row = declared.find(options.add)
     if options.evaluation is None:
@@ -82,7 +82,7 @@ def _add(declared: "Declared", options: argparse.Namespace) -> None:
         run=options.run,
         recipe=_recipe(row, options.add, options.home),
         split=row.split,
-        adapter=_adapter_of(row, options.home),
+        adapter=tracker.adapter_hash(row, home=options.home),
         results=options.home / "results",
     )
     _say(f"kept {kept.name}: {kept.report.n} cases, adapter {kept.report.identity.get('adapter', '?')}")
@@ -103,15 +103,6 @@ def _ladder(options: argparse.Namespace) -> int:
         write(declared, options.home)
         _say(f"kept {kept.name}: {kept.report.n} cases, adapter {kept.report.identity.get('adapter', '?')}")
     return 0
-
-
-def _adapter_of(row: "Row", home: Path) -> str | None:
-    """The adapter an evaluation of a row that is not trained has to be of, where that is known."""
-    from punie_training import results
-
-    if row.recipe or not row.beside:
-        return row.adapter or None
-    return results.load(home / "results" / row.beside).report.identity.get("adapter")
 
 
 def _recipe(row: "Row", name: str, home: Path) -> "Recipe | None":
