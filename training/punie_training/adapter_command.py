@@ -1,9 +1,12 @@
-"""`punie train compare`, `promote`, `average`, `fuse`, `export`: what becomes of a trained adapter."""
+"""`punie train choose`, `compare`, `promote`, `average`, `fuse`, `export`: what becomes of a trained adapter."""
 
 import argparse
+import asyncio
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from punie.errors import UsageError
 
 if TYPE_CHECKING:
     from argparse import _SubParsersAction
@@ -13,11 +16,18 @@ if TYPE_CHECKING:
 
 def add(commands: "_SubParsersAction[argparse.ArgumentParser]") -> None:
     """Give `punie train` these commands."""
+    _choose_options(commands.add_parser("choose", help="make the checkpoint that behaves best the adapter of its run"))
     _compare_options(commands.add_parser("compare", help="compare two evaluations case by case"))
     _promote_options(commands.add_parser("promote", help="ship an adapter, if it is better and nowhere worse"))
     _average_options(commands.add_parser("average", help="write the mean of the adapters of one chain of runs"))
     _fuse_options(commands.add_parser("fuse", help="merge an adapter into its model, as an MLX directory"))
     _export_options(commands.add_parser("export", help="write an adapter in a form that other programs read"))
+
+
+def _choose_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", type=Path, help="what `punie train run` wrote")
+    parser.add_argument("--last", type=int, metavar="N", help="look at the last N checkpoints only")
+    parser.set_defaults(command=_choose)
 
 
 def _compare_options(parser: argparse.ArgumentParser) -> None:
@@ -63,6 +73,22 @@ def _export_options(parser: argparse.ArgumentParser) -> None:
 def _say(text: str) -> None:
     sys.stdout.write(text + "\n")
     sys.stdout.flush()
+
+
+def _choose(options: argparse.Namespace) -> int:
+    from punie_training import choose  # pydantic_ai is slow to import
+    from punie_training.examine import Plan, examine
+
+    if options.last is not None and options.last < 1:
+        raise UsageError(f"--last must be at least 1, not {options.last}.")
+
+    async def examined(adapter: Path, out: Path) -> Path:
+        plan = Plan("local", "dev", out, options.cache_dir, adapter, scale=choose.SCALE, concepts=choose.CONCEPTS)
+        return await examine(plan, say=lambda _: None)
+
+    best = asyncio.run(choose.choose(options.run, examine=examined, say=_say, last=options.last))
+    _say(f"{options.run / 'adapter'} is checkpoint {best.directory.name} now")
+    return 0
 
 
 def _compare(options: argparse.Namespace) -> int:
