@@ -63,8 +63,11 @@ class PermissionRules(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     deny: tuple[RuleText, ...] = ()
+    """Rules for what is refused; tried first. The lists of all files add up."""
     ask: tuple[RuleText, ...] = ()
+    """Rules for what is always asked about; tried next."""
     allow: tuple[RuleText, ...] = ()
+    """Rules for what needs no question; tried last."""
 
 
 class Limits(BaseModel):
@@ -75,8 +78,11 @@ class Limits(BaseModel):
     max_turns: Positive = 12
     """Requests to the model in one turn."""
     max_tool_calls: Positive = 24
+    """Tool calls in one turn."""
     max_total_tokens: Positive | None = None
+    """Tokens read and written in one turn; unset: any number."""
     command_timeout_s: Annotated[float, Field(gt=0, le=600)] = 120
+    """Seconds that a command may take unless its call asks for another time; 600 at most."""
     tool_lines: Annotated[int, Field(gt=0, le=200)] = 200
     """Lines of tool output the model is shown at most."""
 
@@ -111,14 +117,19 @@ class AgentConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     model: NonEmpty = "local"
+    """A model spec, or an alias of one."""
     stop_sequences: tuple[NonEmpty, ...] = ()
+    """Texts at which a reply of the model ends."""
     tools: tuple[str, ...] = TOOL_NAMES
+    """The tools that the model gets, by name."""
     instructions: str | None = None
     """None takes the built-in instructions."""
     temperature: Annotated[float, Field(ge=0, le=2)] = 0.0
+    """0 takes the likeliest token each time, more than 0 draws; 2 at most."""
     max_tokens: Positive = 512
     """Tokens of one reply of the model."""
     seed: Annotated[int, Field(ge=0)] = 0
+    """Where drawing begins; the same seed gives the same text where a backend has seeds."""
     limits: Limits = Limits()
     engine: EngineOptions = EngineOptions()
     models: Mapping[ModelName, UserModel] = Field(default_factory=dict)
@@ -133,14 +144,18 @@ class Settings(AgentConfig, BaseSettings):
     aliases: Mapping[str, NonEmpty] = Field(default_factory=dict)
     """Short names for model specs: `fast = "openai:qwen@http://127.0.0.1:8080/v1"`."""
     permission_mode: PermissionMode = "default"
+    """What is free, asked about or refused; `bypassPermissions` is taken from the command line only."""
     allowed_tools: tuple[RuleText, ...] = ()
+    """Rules that allow, like `permissions.allow`; those of a stronger source replace the others."""
     disallowed_tools: tuple[RuleText, ...] = ()
     """A tool's name takes the tool away from the model; a rule denies what it covers."""
     permissions: PermissionRules = PermissionRules()
     trusted_projects: tuple[str, ...] = ()
     """Directories trusted besides those of `punie trust`. Trust does not reach into projects below."""
     cache_dir: Path | None = None
+    """Where weights and corpora are kept; unset: the system's cache directory."""
     save_sessions: bool = True
+    """Whether conversations are stored, and with them what `/undo` needs."""
     sessions: SessionOptions = SessionOptions()
     agents_md_tokens: Annotated[int, Field(ge=0)] | None = None
     """Tokens that AGENTS.md files may take. None: an eighth of the model's window, and of an embedded model nothing."""

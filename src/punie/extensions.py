@@ -252,9 +252,11 @@ class Hooks(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     before_tool: tuple[Hook, ...] = ()
+    """Commands before a tool is called; exit status 2 keeps it from being called."""
     after_tool: tuple[Hook, ...] = ()
+    """Commands after a tool was called; exit status 2 tells the model what they wrote to standard error."""
     turn_end: tuple[Hook, ...] = ()
-    """`match` says nothing here."""
+    """Commands at the end of a turn; `match` says nothing here."""
 
     def __bool__(self) -> bool:
         """Whether there are any."""
