@@ -55,6 +55,7 @@ _RULES = _ADDING_UP | {"allowed_tools"}
 _NAMED = ("aliases.", "models.")
 
 PermissionMode = Literal["plan", "default", "acceptEdits", "auto", "dontAsk", "bypassPermissions"]
+TelemetryTarget = Literal["off", "otlp", "file"]
 
 
 class PermissionRules(BaseModel):
@@ -162,6 +163,10 @@ class Settings(AgentConfig, BaseSettings):
     sandbox: SandboxOptions = SandboxOptions()
     mcp_environment: tuple[NonEmpty, ...] = ()
     """Variables that the MCP servers of projects may be given, by their exact names."""
+    telemetry: TelemetryTarget = "off"
+    """Where spans of what the agent does go: nowhere, to an OTLP collector, or to a file in the state directory."""
+    telemetry_content: bool = False
+    """Whether they hold what was said, and arguments and results of tools, too."""
     hooks: Hooks = Hooks()
     """Commands before and after calls and at the end of a turn. Those of a project stand in `Resolved`."""
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pydantic_ai import Agent, ModelSettings
 from pydantic_ai.capabilities import HandleDeferredToolCalls
@@ -23,6 +24,9 @@ from punie.config import AgentConfig
 from punie.errors import ConfigError
 from punie.tools import Workspace
 
+if TYPE_CHECKING:
+    from punie.agent.telemetry import Telemetry
+
 TOOL_RETRIES = 2
 OUTPUT_RETRIES = 2
 LARGE_MAX_TOKENS = 8192
@@ -40,6 +44,7 @@ def create_agent(
     servers: Servers | None = None,
     hooks: HookRunner | None = None,
     gate: Gate | None = None,
+    telemetry: "Telemetry | None" = None,
 ) -> Agent[Workspace, str]:
     """Build the agent; `model` takes the place of `config.model`, as a spec or as a PydanticAI model.
 
@@ -48,6 +53,7 @@ def create_agent(
     allowed for good. `memory` says which AGENTS.md files the model gets; by default none. `servers`
     are MCP servers whose tools it gets besides its own; whoever made them ends them. `hooks` see its calls.
     `gate` takes the place of `approve` and `permissions`, for somebody who changes them while the agent works.
+    `telemetry` gets spans of every run; whoever made it closes it.
     Raises ConfigError for an unknown tool or a model spec that cannot be read.
     """
     _refuse_unknown_tools(config)
@@ -75,6 +81,7 @@ def create_agent(
             ReplyGuard(small=compact),
             ToolGuard(config.limits),
             Compacting(),
+            *([telemetry.capability(engine)] if telemetry else []),
         ],
     )
 

@@ -1,19 +1,22 @@
-"""The MCP servers and hooks of one run: found with the settings, made when an agent is, ended with the program."""
+"""The MCP servers, hooks and telemetry of one run: found with the settings, made when an agent is, ended with the program."""
 
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from punie.config import Resolved, home_of
+from punie.config import Resolved, TelemetryTarget, home_of
 from punie.extensions import PROJECT_FILE, USER_FILE, Definition, Hooks, read_servers
 from punie.trust import state_directory
+from punie.ui._clean import clean
 
 if TYPE_CHECKING:
     from punie.agent._pins import Pins
     from punie.agent.hooks import HookRunner
     from punie.agent.mcp import Servers
+    from punie.agent.telemetry import Telemetry
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,9 @@ class Extensions:
     directory: Path = Path()
     """Where the programs of servers are started."""
     environment: Mapping[str, str] = field(default_factory=dict)
+    tells: TelemetryTarget = "off"
+    """Where telemetry goes."""
+    tells_content: bool = False
 
     @classmethod
     def of(cls, resolved: Resolved, *, env: Mapping[str, str]) -> "Extensions":
@@ -69,6 +75,8 @@ class Extensions:
             root=resolved.root,
             directory=resolved.root if resolved.trusted else home_of(env) or Path("/"),
             environment=env,
+            tells=settings.telemetry,
+            tells_content=settings.telemetry_content,
         )
 
     @property
@@ -103,7 +111,22 @@ class Extensions:
 
         return HookRunner(self.own_hooks, self.project_hooks, pins=self.pins)
 
+    @cached_property
+    def telemetry(self) -> "Telemetry | None":
+        """What gets the spans of this run; None unless the user switched it on. ConfigError if it cannot be had."""
+        if self.tells == "off":
+            return None
+        from punie.agent import telemetry  # imports OpenTelemetry's SDK
+
+        if self.tells == "otlp":
+            return telemetry.to_collector(environment=self.environment, content=self.tells_content)
+        state_dir = state_directory(self.environment)
+        return telemetry.to_file(state_dir, environment=self.environment, content=self.tells_content)
+
     async def close(self) -> None:
-        """End the servers that were started."""
+        """End the servers that were started, and send what telemetry still holds."""
         if "servers" in vars(self) and self.servers is not None:
             await self.servers.close()
+        told = self.telemetry.close() if "telemetry" in vars(self) and self.telemetry is not None else ""
+        if told:
+            sys.stderr.write(f"punie: {clean(told)}\n")

@@ -4,6 +4,7 @@ import uuid
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -83,6 +84,7 @@ def prepare(options: Options, *, env: Mapping[str, str]) -> Setup:
         raise ConfigError(f"{source}: permission mode '{mode}' is not available.", f"Choose one of {', '.join(MODES)}.")
     if mode == "auto":
         _need_sandbox(settings)
+    _need_telemetry(settings, resolved.sources["telemetry"])
     written = agent_files(resolved, options.cwd)
     extensions = Extensions.of(resolved, env=env)
     waiting = [resolved.project_file, *written.of_project, *extensions.found.waiting]
@@ -114,6 +116,13 @@ def _need_sandbox(settings: Settings) -> None:
     if not state.active:
         cause = f"Permission mode 'auto' needs a sandbox, and none works here: {state.reason}."
         raise ConfigError(cause, "acceptEdits lets edits through and asks about commands.")
+
+
+def _need_telemetry(settings: Settings, source: str) -> None:
+    """Raises ConfigError where telemetry is on and its package is not there."""
+    if settings.telemetry != "off" and find_spec("opentelemetry.sdk") is None:
+        cause = f"{source}: telemetry needs OpenTelemetry, which is not installed."
+        raise ConfigError(cause, "Install it with `pip install 'punie[otel]'`, or set telemetry = \"off\".")
 
 
 def open_workspace(setup: Setup) -> "Workspace":
@@ -178,6 +187,7 @@ def assemble(setup: Setup, *, model: "Model", ask: "Approver", gate: "Gate | Non
         memory=memory_of(setup),
         servers=setup.extensions.servers,
         hooks=setup.extensions.hooks,
+        telemetry=setup.extensions.telemetry,
     )
 
 
