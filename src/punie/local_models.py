@@ -34,6 +34,7 @@ class EngineOptions(BaseModel):
     kv_bits: Annotated[Literal[4, 8] | None, BeforeValidator(_number)] = None
     """Bits of the attention cache beyond `kv_quantize_after` tokens; None keeps it exact."""
     kv_quantize_after: Positive = 4096
+    """Tokens that stay exact where `kv_bits` is set."""
     prefix_cache: bool = True
     """Whether the attention cache of a conversation is kept on disk for when it goes on."""
     context: Positive | None = None
