@@ -3,14 +3,11 @@
 import re
 
 from punie.agent._shell import Argv, program
+from punie.tools._programs import READERS
 
-_READERS = frozenset({
-    "cat", "cut", "du", "echo", "egrep", "false", "fgrep", "file", "find", "grep", "head", "id", "ls", "nl", "pwd",
-    "rev", "rg", "sed", "seq", "sort", "stat", "tail", "test", "tr", "true", "uname", "uniq", "wc", "which",
-})  # fmt: skip
 _RECURSIVE = re.compile(r"-[a-zA-Z]*[rd].*|--(recursive|directories).*|--rec.*|--dir.*")
 _NO_VALUE = re.compile(r"-[rnHhiIlLcvwxEFGPqso]+|--(recursive|include=.*|exclude=.*|exclude-dir=.*)")
-_WITH_ANY_OPTION = _READERS - {"find", "rg", "sed", "sort", "uniq", "test", "file"}
+_WITH_ANY_OPTION = READERS - {"find", "rg", "sed", "sort", "uniq", "test", "file"}
 _GREPS = ("grep", "egrep", "fgrep")
 _DENIED = {
     "find": re.compile(r"-(exec|execdir|ok|okdir|delete|fprint.*|fls)"),
@@ -32,7 +29,7 @@ def operands_of(argv: Argv) -> list[str]:
 
 def is_reader(name: str) -> bool:
     """Whether a program only reads the files its words name, whatever it is told to do besides."""
-    return name in _READERS - {"sed", "find", "sort"} or name == "<"
+    return name in READERS - {"sed", "find", "sort"} or name == "<"
 
 
 def searched_by(argv: Argv) -> tuple[str, ...]:
@@ -49,7 +46,7 @@ def searched_by(argv: Argv) -> tuple[str, ...]:
 def is_safe(argv: Argv) -> bool:
     """Whether a plain command changes nothing and runs nothing else. The program must stand there by its name alone."""
     name = argv[0] if argv else None
-    if name is None or name not in _READERS:
+    if name is None or name not in READERS:
         return False
     if name == "sed":
         return _only_prints(argv)

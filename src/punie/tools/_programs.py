@@ -3,6 +3,12 @@
 import os
 from pathlib import Path
 
+READERS = frozenset({
+    "cat", "cut", "du", "echo", "egrep", "false", "fgrep", "file", "find", "grep", "head", "id", "ls", "nl", "pwd",
+    "rev", "rg", "sed", "seq", "sort", "stat", "tail", "test", "tr", "true", "uname", "uniq", "wc", "which",
+})  # fmt: skip
+"""Programs that only read, but for some of their options."""
+
 
 def find_program(name: str, *, path: str, workspace: Path | None = None) -> str | None:
     """The program of that name on `path`, the value of PATH; None when there is none.

@@ -42,6 +42,7 @@ from punie.tools import _landlock, _seatbelt, _seccomp
 from punie.tools._environment import child_environment
 from punie.tools._programs import find_program
 from punie.tools._protected import Places, Watch, masked, places, secrets
+from punie.tools._venv import project_venv, with_venv
 
 Kind = Literal["bubblewrap", "landlock", "seatbelt", "none"]
 
@@ -153,7 +154,8 @@ class Sandbox:
     """Runs the commands of one workspace confined. Raises ConfigError if a sandbox is required and none works here.
 
     `environment` is where the variables of commands come from. `state` is what Punie keeps for itself, which commands
-    do not see. Commands share a private /tmp, which goes with this object.
+    do not see. `project` is the root of a project that is trusted: its Python environment is put first. Commands share
+    a private /tmp, which goes with this object.
     """
 
     def __init__(
@@ -164,8 +166,10 @@ class Sandbox:
         environment: Mapping[str, str],
         state_dir: Path | None = None,
         state: SandboxState | None = None,
+        project: Path | None = None,
     ) -> None:
         self.root = root
+        self.project = project
         self.options = options or SandboxOptions()
         self.environment = environment
         self.state_dir = state_dir
@@ -242,7 +246,7 @@ class Sandbox:
         """A plan without confinement but with limits."""
         plan: dict[str, Any] = {
             "argv": _shell(command),
-            "env": child_environment(self.environment, more=self.options.environment),
+            "env": self._variables(),
             "cwd": str(self.root),
             "nofile": MAX_OPEN_FILES,
             "fsize": MAX_FILE_BYTES,
@@ -253,6 +257,16 @@ class Sandbox:
             # The kernel counts all tasks of the user, so what there is already has to be added.
             plan["nproc"] = _tasks() + MAX_PROCESSES
         return plan
+
+    def _variables(self) -> dict[str, str]:
+        variables = child_environment(self.environment, more=self.options.environment)
+        venv = self.venv
+        return variables | with_venv(variables, venv, private=lambda: self._private) if venv else variables
+
+    @property
+    def venv(self) -> Path | None:
+        """The Python environment that commands find first; None where there is none, or nobody trusts the project."""
+        return project_venv(self.root, self.project) if self.project else None
 
     def _bubblewrap(self, command: str, own: Places, fixed: Sequence[Path], *, network: bool) -> dict[str, Any]:
         plan = self._bare(command)
@@ -266,7 +280,7 @@ class Sandbox:
             arguments += ["--tmpfs", path] if Path(path).is_dir() and not Path(path).is_symlink() else []
         for path in _TEMPORARY:
             arguments += ["--bind", str(self._temporary), path] if Path(path).is_dir() else []
-        for path in (*self._needed, *(_name_servers() if network else ())):
+        for path in (*self._needed, *self._private.glob("kept-*"), *(_name_servers() if network else ())):
             arguments += ["--ro-bind-try", str(path), str(path)]
         for path in (self.root, *own.outside, *own.pinned):
             arguments += ["--bind", str(path), str(path)]
@@ -352,10 +366,11 @@ class Sandbox:
         # What lies in a hidden directory is hidden with it.
         return sorted(path for path in found if not found.intersection(path.parents))
 
-    @cached_property
+    @property
     def _needed(self) -> list[Path]:
         """Python environments that lie where a private directory is put."""
         places_of = [Path(os.path.realpath(sys.prefix)), Path(self.environment.get("VIRTUAL_ENV", ""))]
+        places_of += [venv] if (venv := self.venv) else []
         hiding = [Path(os.path.realpath(path)) for path in (*_EMPTY, *_TEMPORARY)]
         return [path for path in places_of if any(each in path.parents for each in hiding)]
 

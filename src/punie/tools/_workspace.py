@@ -39,7 +39,8 @@ class Workspace:
     the model saw last. `environment` is the source of the variables that commands get; only harmless ones are handed
     on. `redact` takes secrets out of what the model sees. `journal` is told of every file before it changes. `sandbox`
     says what commands are confined to; `state_dir` is where Punie keeps things of its own, among them output of
-    commands that is too long to show. Raises ConfigError if a sandbox is required and none works here.
+    commands that is too long to show. `project` is the root of the project if the user trusts it: commands find its
+    Python environment first. Raises ConfigError if a sandbox is required and none works here.
     """
 
     def __init__(
@@ -51,6 +52,7 @@ class Workspace:
         environment: Mapping[str, str] | None = None,
         sandbox: SandboxOptions | None = None,
         state_dir: Path | None = None,
+        project: Path | None = None,
     ) -> None:
         self.root = Path(root).resolve(strict=True)
         if not self.root.is_dir():
@@ -60,7 +62,7 @@ class Workspace:
         self.search_timeout_s = search_timeout_s
         self.environment: Mapping[str, str] = os.environ if environment is None else environment
         self.redact = Redactor(self.environment)
-        self.sandbox = Sandbox(self.root, sandbox, environment=self.environment, state_dir=state_dir)
+        self.sandbox = Sandbox(self.root, sandbox, environment=self.environment, state_dir=state_dir, project=project)
         self.seen: dict[str, str] = {}
         self.hidden: Callable[[str], bool] = _nothing
         """Files, by their path from the root, that lists and searches leave out."""

@@ -134,7 +134,13 @@ def open_workspace(setup: Setup) -> "Workspace":
 
     timeout_s = setup.config.limits.command_timeout_s
     sandbox = setup.settings.sandbox
-    return Workspace(setup.root, command_timeout_s=timeout_s, sandbox=sandbox, state_dir=setup.state_dir)
+    return Workspace(
+        setup.root,
+        command_timeout_s=timeout_s,
+        sandbox=sandbox,
+        state_dir=setup.state_dir,
+        project=setup.project,
+    )
 
 
 def _check_tools(names: Collection[str]) -> None:
