@@ -30,6 +30,7 @@ class Summary:
     places_exact: Rate
     no_answer: Rate
     looped: Rate
+    loop_guard: Rate
     invented_paths: Rate
     turns_mean: float
     turns_p95: float
@@ -67,6 +68,7 @@ def summary(outcomes: Sequence[Outcome]) -> Summary:
         places_exact=measures.PLACES.of(outcomes),
         no_answer=measures.NO_ANSWER.of(outcomes),
         looped=measures.LOOPED.of(outcomes),
+        loop_guard=measures.LOOP_GUARD.of(outcomes),
         invented_paths=measures.INVENTED.of(outcomes),
         turns_mean=_mean(o.turns for o in tool),
         turns_p95=_p95(o.turns for o in tool),

@@ -30,7 +30,8 @@ ANSWERS = (
     ("F1", "f1", ".3f"),
     ("places exact", "places_exact", ".1%"),
     ("no answer", "no_answer", ".1%"),
-    ("looped", "looped", ".1%"),
+    ("looped or cut off", "looped", ".1%"),
+    ("of these by the loop guard", "loop_guard", ".1%"),
     ("invented paths", "invented_paths", ".1%"),
     ("turns, mean", "turns_mean", ".2f"),
     ("turns, p95", "turns_p95", ".0f"),
@@ -138,7 +139,7 @@ def _speed(entry: Entry) -> str:
 
 def autonomy(entry: Entry) -> str:
     """What the seed's column says, by stated bounds, with the shares it is by."""
-    shares = {name: entry.figure(name) for name in ("tool_recall", "direct_rate", "looped")}
+    shares = {name: entry.figure(name) for name in ("tool_recall", "direct_rate", "loop_guard")}
     recall, direct, looped = (spread.mean if spread else 0.0 for spread in shares.values())
     said = "Yes" if recall >= 0.9 else "Partly"
     if recall < 0.1:

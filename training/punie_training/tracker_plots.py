@@ -77,14 +77,19 @@ def _wide(values: Sequence[float]) -> tuple[float, float]:
 def _loops(axes: Any, tracker: Tracker) -> None:
     rungs = [entry for entry in tracker.entries if entry.row.ladder or entry.row.beside]
     axes.set(ylabel="share of the questions, %", ylim=(0, 105))
+    kinds = (("looped", "by a limit or the loop guard", "tab:orange"), ("loop_guard", "by the loop guard", "tab:red"))
+    for shift, (name, label, color) in zip((-0.2, 0.2), kinds, strict=True):
+        known = [(at, found) for at, entry in enumerate(rungs) if (found := entry.figure(name))]
+        heights = [100 * found.mean for _, found in known]
+        ends = [found.ends or (found.mean, found.mean) for _, found in known]
+        below = [max(0.0, mean - 100 * low) for mean, (low, _) in zip(heights, ends, strict=True)]
+        above = [max(0.0, 100 * high - mean) for mean, (_, high) in zip(heights, ends, strict=True)]
+        places = [at + shift for at, _ in known]
+        axes.bar(places, heights, width=0.4, yerr=[below, above], capsize=3, color=color, label=label)
     for at, entry in enumerate(rungs):
-        found = entry.figure("looped")
-        if found is None:
+        if not entry.kept:
             _say_not_run(axes, at)
-            continue
-        low, high = found.ends or (found.mean, found.mean)
-        spread = [[max(0.0, 100 * (found.mean - low))], [max(0.0, 100 * (high - found.mean))]]
-        axes.bar(at, 100 * found.mean, yerr=spread, capsize=3, color="tab:red")
+    _legend(axes)
     _names(axes, rungs)
 
 
