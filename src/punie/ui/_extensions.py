@@ -1,4 +1,4 @@
-"""The MCP servers, hooks and telemetry of one run: found with the settings, made when an agent is, ended with the program."""
+"""MCP servers, hooks and telemetry of a run: found with the settings, made when an agent is, ended with the program."""
 
 import sys
 from collections.abc import Mapping
