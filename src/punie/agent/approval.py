@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from pydantic_ai import RunContext
@@ -54,6 +54,8 @@ class Request:
     """Whether it is asked about every time, so that a grant for the session would not hold."""
     without_network: bool = False
     """Whether it is a command that the sandbox would keep from the network."""
+    id: str = ""
+    """The call it is about, by the id that events give it; empty where there is no call."""
 
 
 @dataclass(frozen=True)
@@ -157,6 +159,7 @@ class Gate:
         if verdict.kind == "deny":
             return ToolDenied(verdict.reason)
         request = await _request(workspace, call, verdict, trusted=self.permissions.trusted)
+        request = replace(request, id=part.tool_call_id)
         decision = await self.approve(request)
         if decision.kind == "nobody":
             raise _nobody_there(request)

@@ -28,6 +28,17 @@ def preview(workspace: Workspace, name: str, arguments: Mapping[str, object]) ->
     return f"No change: {change.text}" if isinstance(change, Answer) else _diff(change)
 
 
+def planned(workspace: Workspace, name: str, arguments: Mapping[str, object]) -> Change | None:
+    """The file as it is and as a call would leave it; None if the call changes no file, or cannot. Records nothing."""
+    if name not in {"edit_file", "write_file"}:
+        return None
+    try:
+        change = _planned(workspace, name, arguments)
+    except ModelRetry:
+        return None
+    return change if isinstance(change, Change) else None
+
+
 def refuse_impossible(workspace: Workspace, name: str, arguments: Mapping[str, object]) -> None:
     """Raises ModelRetry or ToolFailed, with the reason, for an edit that cannot be made as things stand."""
     if name not in {"edit_file", "write_file"}:
@@ -38,13 +49,17 @@ def refuse_impossible(workspace: Workspace, name: str, arguments: Mapping[str, o
 
 
 def _plan(workspace: Workspace, name: str, arguments: Mapping[str, object]) -> Change | Answer:
+    change = _planned(workspace, name, arguments)
+    if name == "edit_file" and isinstance(change, Change) and change.before is not None:
+        workspace.remember(change.relative, change.before)
+    return change
+
+
+def _planned(workspace: Workspace, name: str, arguments: Mapping[str, object]) -> Change | Answer:
     path = _text(arguments, "path")
     if name == "write_file":
         return plan_write(workspace, path, _text(arguments, "content"))
-    change = plan_edit(workspace, path, old=_text(arguments, "old"), new=_text(arguments, "new"))
-    if isinstance(change, Change) and change.before is not None:
-        workspace.remember(change.relative, change.before)
-    return change
+    return plan_edit(workspace, path, old=_text(arguments, "old"), new=_text(arguments, "new"))
 
 
 def _text(arguments: Mapping[str, object], key: str) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from punie.ui._progress import progress_text
+from punie.ui._progress import OnProgress, progress_text
 from punie.ui._setup import Setup, load_model, open_workspace
 
 if TYPE_CHECKING:
@@ -24,10 +24,17 @@ class Loaded:
 
 
 class Loading:
-    """One load in a thread of its own; leaving the program does not wait for it."""
+    """One load in a thread of its own; leaving the program does not wait for it. `load` makes the model."""
 
-    def __init__(self, setup: Setup, *, on_status: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        setup: Setup,
+        *,
+        on_status: Callable[[str], None],
+        load: "Callable[[Setup, OnProgress], Model]" = load_model,
+    ) -> None:
         self.setup = setup
+        self._make = load
         self.status = "Loading"
         self._on_status = on_status
         self._loop = asyncio.get_running_loop()
@@ -59,7 +66,7 @@ class Loading:
             self._settle(loaded)
 
     def _load(self) -> Loaded:
-        model = load_model(self.setup, self._on_progress)
+        model = self._make(self.setup, self._on_progress)
         from punie.agent import loop  # noqa: F401 - imported here, while the user types, instead of at the first turn
 
         workspace = open_workspace(self.setup)

@@ -113,7 +113,7 @@ def _blocks(message: "ModelMessage") -> Iterator[str]:
     brought = bool(given_in([message]))
     for part in message.parts:
         if brought and isinstance(part, UserPromptPart):
-            yield f"Instructions\n\n{_fenced(str(part.content))}"
+            yield f"Instructions\n\n{fenced(str(part.content))}"
         elif text := _block(part):
             yield text
 
@@ -128,14 +128,14 @@ def _block(part: "ModelRequestPart | ModelResponsePart") -> str:
         case TextPart(content=content):
             return f"## Punie\n\n{content}\n"
         case ToolCallPart():
-            return f"`{part.tool_name}`\n\n{_fenced(part.args_as_json_str())}"
+            return f"`{part.tool_name}`\n\n{fenced(part.args_as_json_str())}"
         case ToolReturnPart():
-            return _fenced(part.model_response_str(wrap_if_error=False))
+            return fenced(part.model_response_str(wrap_if_error=False))
         case _:
             return ""
 
 
-def _fenced(text: str) -> str:
+def fenced(text: str) -> str:
     """A block of its own, whatever backticks stand in it."""
     fence = "```"
     while fence in text:
