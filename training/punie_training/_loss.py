@@ -96,8 +96,7 @@ def _block(layer: Any, x: mx.array, *, shape: tuple[int, int, int], masks: tuple
     """One layer of the network: attention and the feed-forward part, each beside what goes into it."""
     x = x + _attention(layer.self_attn, layer.input_layernorm(x), shape=shape, masks=masks)
     normed = layer.post_attention_layernorm(x)
-    gate = layer.mlp.gate_proj(normed)
-    return x + layer.mlp.down_proj(gate * _ops.sigmoid(gate) * layer.mlp.up_proj(normed))
+    return x + layer.mlp.down_proj(_ops.swiglu(layer.mlp.gate_proj(normed), layer.mlp.up_proj(normed)))
 
 
 def _attention(block: Any, x: mx.array, *, shape: tuple[int, int, int], masks: tuple[mx.array, mx.array]) -> mx.array:

@@ -46,13 +46,7 @@ def _with_gradient(gradient: Callable[..., Any]) -> Callable[[Callable[P, R]], C
     return decorate
 
 
-def _sigmoid_gradient(_: mx.array, cotangent: mx.array, output: mx.array) -> mx.array:
-    return cotangent * (output * (1.0 - output))
-
-
-@_with_gradient(_sigmoid_gradient)
-def sigmoid(x: mx.array) -> mx.array:
-    """Logistic function."""
+def _sigmoid(x: mx.array) -> mx.array:
     return 1.0 / (1.0 + exp(-x))
 
 
@@ -69,6 +63,19 @@ def softmax(scores: mx.array) -> mx.array:
 
 
 Pair = tuple[mx.array, mx.array]
+
+
+def _swiglu_gradient(primals: Pair, cotangent: mx.array, _: mx.array) -> Pair:
+    gate, up = primals
+    share = _sigmoid(gate)
+    passed = gate * share
+    return cotangent * up * (share + passed * (1.0 - share)), cotangent * passed
+
+
+@_with_gradient(_swiglu_gradient)
+def swiglu(gate: mx.array, up: mx.array) -> mx.array:
+    """`gate * sigmoid(gate) * up`; only the two are kept for the gradient, what lies between is computed again."""
+    return gate * _sigmoid(gate) * up
 
 
 def _joint_softmax_gradient(_: Pair, cotangents: Pair, outputs: Pair) -> Pair:
