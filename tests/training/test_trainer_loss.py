@@ -1,11 +1,12 @@
 import numpy as np
 import pytest
+
+from punie.backends._mlx import mx  # isort: skip
 from mlx.nn import losses
 from mlx.nn.utils import value_and_grad
 from mlx.utils import tree_flatten
 from tests.backends import tiny
 
-from punie.backends._mlx import mx
 from punie.wire import Example
 from punie_training import _ops
 from punie_training._loss import collate, shared_prefix, summed_loss
