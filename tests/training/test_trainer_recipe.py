@@ -34,6 +34,7 @@ OTHERS = {
     "data.twins": 1,
     "data.trace": "none",
     "data.answers": False,
+    "data.copied": True,
     "lora.kind": "dora",
     "lora.rank": 2,
     "lora.scale": 1.0,
@@ -66,7 +67,7 @@ def rows() -> tuple[Row, ...]:
             {"role": "user", "content": topic.questions[0] if i == 0 else f"question {i}"},
             {"role": "assistant", "calls": [{"name": "search", "arguments": {"pattern": "x"}}]},
             {"role": "tool", "content": "one match\nx.py:1"},
-            {"role": "assistant", "content": "a" * (1 + i % 20)},
+            {"role": "assistant", "content": "a" * (1 + i % 20) + "\n[[result]]" * (i == 7)},
         ]
         row = {
             "id": str(i),

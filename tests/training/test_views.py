@@ -48,6 +48,12 @@ def test_a_placeholder_stands_for_every_result_and_the_answer_tells_what_it_was(
     assert said(seen) == [ASK.content, call, PLACEHOLDER, call, PLACEHOLDER, answer]
 
 
+def test_a_copying_answer_holds_the_lines_and_the_results_stay() -> None:
+    seen = viewed(row(ASK, CALL, RESULT, ANSWER, *AGAIN), copied=True)
+    answer = f"2 classes inherit from Priced:{LINES}"
+    assert said(seen) == [ASK.content, "find_subclasses()", FOUND, answer, "How many?", "2 classes."]
+
+
 @pytest.mark.parametrize("further", [(), AGAIN, (ASK, CALL, RESULT, ANSWER)])
 def test_without_answers_a_row_ends_with_its_first_results(further: tuple[Turn, ...]) -> None:
     seen = viewed(row(ASK, CALL, RESULT, CALL, RESULT, ANSWER, *further), answers=False)

@@ -90,7 +90,7 @@ def card(
         "projects": dict(Counter(r.project or "(direct)" for r in rows).most_common()),
         "licences": _licences(rows),
         "templates": dict(Counter(r.template for r in rows).most_common()),
-        "secret_scan": {"patterns": list(credentials.PATTERNS), "left": 0},
+        "secret_scan": {"patterns": list(credentials.KINDS), "left": 0},
     }
 
 

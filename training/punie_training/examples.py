@@ -68,7 +68,8 @@ def renderer_for(base: Path, *, template: str, view: wire.View | None = None) ->
 def choose(rows: Sequence[Row], data: Data, *, seed: int) -> tuple[Row, ...]:
     """Draw rows: the families and projects named, at most `rows` of them, in the shares and the view wanted."""
     drawn = _drawn(rows, data, seed=seed)
-    return masked([viewed(row, trace=data.trace, answers=data.answers) for row in drawn], data.mask_share, seed=seed)
+    seen = [viewed(row, trace=data.trace, answers=data.answers, copied=data.copied) for row in drawn]
+    return masked(seen, data.mask_share, seed=seed)
 
 
 def _drawn(rows: Sequence[Row], data: Data, *, seed: int) -> tuple[Row, ...]:

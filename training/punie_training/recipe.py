@@ -56,6 +56,8 @@ class Data(_Part):
     """What stands between question and answer: calls with their results, with a text that says nothing, or no call."""
     answers: bool = True
     """Whether tool rows go on to their answer; without, each ends with a result, and nothing shows when to stop."""
+    copied: bool = False
+    """Whether answers copy the lines of a result, as far as the model is shown them, in place of `[[result]]`."""
 
     @model_validator(mode="after")
     def _leaves_something(self) -> Self:
@@ -64,7 +66,7 @@ class Data(_Part):
         return self
 
 
-_LATER = frozenset({"sources", "mask_share", "twins", "trace", "answers"})
+_LATER = frozenset({"sources", "mask_share", "twins", "trace", "answers", "copied"})
 """Keys of `Data` that came later: not hashed at their defaults, so that runs from before can be continued."""
 
 

@@ -17,16 +17,17 @@ PLACEHOLDER = "[Tool execution completed]"
 """What stood in place of every result in the seed's second phase."""
 
 
-def viewed(row: Row, *, trace: Trace = "real", answers: bool = True) -> Row:
+def viewed(row: Row, *, trace: Trace = "real", answers: bool = True, copied: bool = False) -> Row:
     """The row with its results, and its answers, as wanted; a row that calls no tool stays as it is.
 
-    Where the real result is gone, `[[result]]` has nothing to stand for: the answer holds its lines as shown.
+    Where the real result is gone, `[[result]]` has nothing to stand for: the answer holds its lines as shown, and so it
+    does where it is to copy them.
     """
     if not any(turn.calls for turn in row.messages):
         return row
     turns = row.messages if answers else row.messages[: _first_answer(row.messages)]
-    if trace != "real":
-        turns = _without_results(turns, keep_calls=trace == "placeholder")
+    if copied or trace != "real":
+        turns = _spelled_out(turns, trace=trace)
     return row.model_copy(update={"messages": tuple(turns)})
 
 
@@ -40,7 +41,7 @@ def _is_answer(turn: Turn) -> bool:
     return turn.role == "assistant" and not turn.calls
 
 
-def _without_results(turns: Sequence[Turn], *, keep_calls: bool) -> Sequence[Turn]:
+def _spelled_out(turns: Sequence[Turn], *, trace: Trace) -> Sequence[Turn]:
     shown: list[wire.Message] = []
     kept: list[Turn] = []
     for turn in turns:
@@ -48,10 +49,10 @@ def _without_results(turns: Sequence[Turn], *, keep_calls: bool) -> Sequence[Tur
         shown.append(wire.Message(turn.role, content))
         if _is_answer(turn):
             kept.append(turn.model_copy(update={"content": wire.expand(turn.content, shown)}))
-        elif turn.role == "user":
+        elif turn.role == "user" or (turn.calls and trace != "none"):
             kept.append(turn)
-        elif keep_calls:
-            kept.append(turn if turn.calls else turn.model_copy(update={"content": PLACEHOLDER}))
+        elif trace != "none":
+            kept.append(turn if trace == "real" else turn.model_copy(update={"content": PLACEHOLDER}))
     return kept
 
 
