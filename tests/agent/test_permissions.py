@@ -44,7 +44,8 @@ def run(command: str) -> Call:
 @pytest.mark.parametrize(
     ("mode", "sandbox", "kinds"),
     [
-        ("plan", True, ("allow", "deny", "deny", "deny", "deny")),
+        ("plan", False, ("allow", "deny", "deny", "deny", "deny")),
+        ("plan", True, ("allow", "deny", "deny", "allow", "deny")),
         ("default", False, ("allow", "ask", "ask", "ask", "ask")),
         ("default", True, ("allow", "ask", "ask", "allow", "ask")),
         ("acceptEdits", False, ("allow", "allow", "ask", "ask", "ask")),

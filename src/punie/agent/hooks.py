@@ -95,7 +95,12 @@ class HookRunner:
                 tell(f"The hook `{hook.command}` {ended.fault or 'says'}: {ended.said}".rstrip(": "))
 
     async def _at(self, point: Point, workspace: Workspace, gate: Gate, call: Call | None) -> list[Hook]:
-        """The hooks to run: the user's own first, then those of the project that the user agreed to."""
+        """The hooks to run: the user's own first, then those of the project that the user agreed to.
+
+        While planning only those that can stop a call: nothing is changed then, so nothing has to follow a change.
+        """
+        if gate.permissions.mode == "plan" and point != "before_tool":
+            return []
         own, project = (getattr(self._hooks[whose], point) for whose in ("user", "project"))
         found = [hook for hook in own if _covers_call(hook, call, workspace, gate)]
         asked = [hook for hook in project if _covers_call(hook, call, workspace, gate)]

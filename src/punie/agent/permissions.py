@@ -142,6 +142,8 @@ class _Judging:
         """What the rules that ask and allow, and then the mode, make of it."""
         if self.permissions.mode == "bypassPermissions":
             return self._ask(f"{self.hidden}, and there are rules that deny") if self._may_be_denied() else _ALLOW
+        if self.permissions.mode == "plan" and self.effects.kind != "read":
+            return self._planned()
         match self.effects.kind:
             case "read":
                 return self.read()
@@ -151,6 +153,14 @@ class _Judging:
                 return self._command(is_granted=is_granted)
             case "other":
                 return self._other(is_granted=is_granted)
+
+    def _planned(self) -> Verdict:
+        """While planning no rule and no grant lets anything through: only commands run that would run unasked."""
+        reads = self.sandboxed and self.effects.kind == "command"
+        if reads and self._only_reads():
+            return _ALLOW
+        but = ", but for commands that only read in the workspace" if reads else ""
+        return Verdict("deny", f"{self.effects.tool} is off while planning{but}.")
 
     @property
     def hidden(self) -> str:
@@ -173,8 +183,6 @@ class _Judging:
 
     def _edit(self, *, is_granted: bool) -> Verdict:
         mode, places = self.permissions.mode, self.effects.places
-        if mode == "plan":
-            return Verdict("deny", f"{self.effects.tool} is off while planning.")
         rule = self.first(self.permissions.rules.ask)
         if rule:
             return self._ask(f"the rule {rule} asks about it", every_time=True)
@@ -193,8 +201,6 @@ class _Judging:
         return self._ask("")
 
     def _other(self, *, is_granted: bool) -> Verdict:
-        if self.permissions.mode == "plan":
-            return Verdict("deny", f"{self.effects.tool} is off while planning.")
         rule = self.first(self.permissions.rules.ask)
         if rule:
             return self._ask(f"the rule {rule} asks about it", every_time=True)
@@ -208,8 +214,6 @@ class _Judging:
     # --- commands ---
 
     def _command(self, *, is_granted: bool) -> Verdict:
-        if self.permissions.mode == "plan":
-            return Verdict("deny", f"{self.effects.tool} is off while planning.")
         rule = self.first(self.permissions.rules.ask)
         if rule:
             return self._ask(f"the rule {rule} asks about it", every_time=True)
@@ -255,6 +259,15 @@ class _Judging:
             any(_covers.allows_command(rule, argv) for rule in allow) or self._is_free(argv)
             for argv in analysis.commands
         )
+
+    def _only_reads(self) -> bool:
+        """Whether a command, by its words alone, changes nothing and reads only what may be read unasked."""
+        analysis = self.effects.analysis
+        if analysis is None or not analysis.commands or analysis.opaque or not analysis.plain:
+            return False
+        if self.first(self.permissions.rules.ask) or dangers(analysis, root=self.root) or self._touched():
+            return False
+        return all(map(self._is_free, analysis.commands))
 
     def _is_shadowed(self) -> bool:
         """Whether there are rules that a part which is only known when it runs might fall under."""

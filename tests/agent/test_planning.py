@@ -1,0 +1,247 @@
+"""In plan mode nothing is changed, whatever the model asks for, whatever rules allow and whoever agreed to it."""
+
+import hashlib
+import os
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from pydantic_ai.messages import ModelMessage, ModelRequest, ModelResponse, TextPart, UserPromptPart
+from tests.agent.conftest import Local, Project, prompts
+from tests.agent.test_hooks import Turns
+from tests.stubs import Canned, scripted
+
+from punie.agent import Permissions, TurnEnded, create_agent, run_turn
+from punie.agent._pins import Pins
+from punie.agent.approval import Decision, Gate, Request, approve_all, once
+from punie.agent.compaction import compacted
+from punie.agent.mcp import Servers
+from punie.agent.permissions import Call, authorize
+from punie.agent.planning import BEGUN, ENDED
+from punie.config import AgentConfig, Limits
+from punie.extensions import Definition, Hook, Hooks, McpServer
+from punie.rules import RuleSet, parse_rule
+from punie.tools import TOOLS, Workspace
+
+EVERYTHING = RuleSet(
+    allow=tuple(
+        map(parse_rule, ("Bash", "Edit", "Write", "Read", "run_command", "Edit(**)", "Bash(touch:*)", "mcp__notes"))
+    )
+)
+EDIT = ("edit_file", {"path": "notes.md", "old": "nothing", "new": "much"})
+WRITE = ("write_file", {"path": "new.txt", "content": "x\n"})
+COMMANDS = (
+    "touch made",
+    "echo x > made",
+    "echo x >> notes.md",
+    "ls; touch made",
+    "ls && rm notes.md",
+    "ls $(touch made)",
+    "ls `touch made`",
+    "cat <(touch made)",
+    "rm notes.md",
+    "mv notes.md made",
+    "cp notes.md made",
+    "tee made < notes.md",
+    "sed -i s/nothing/much/ notes.md",
+    "sed -n 'w made' notes.md",
+    "sort -o made notes.md",
+    "uniq notes.md made",
+    "find . -name notes.md -delete",
+    "find . -exec touch made ';'",
+    "find . -fprint made",
+    "python3 -c \"open('made', 'w')\"",
+    "bash -c 'touch made'",
+    "env touch made",
+    "xargs touch < notes.md",
+    "git init made",
+    "mkdir made",
+    "ln -s notes.md made",
+    "chmod 000 notes.md",
+    "truncate -s 0 notes.md",
+    "./ls",
+    "PATH=. ls",
+    "cd src && touch made",
+    "nohup touch made &",
+    "cat <<X > made\nx\nX",
+    "",
+)
+SERVER = """
+import sys
+from pathlib import Path
+from mcp.server import MCPServer
+from mcp_types import ToolAnnotations
+server = MCPServer("notes")
+@server.tool(annotations=ToolAnnotations(read_only_hint=True))
+def keep(text: str) -> str:
+    Path(sys.argv[1]).write_text(text)
+    return "kept"
+server.run("stdio")
+"""
+
+
+def state(root: Path) -> dict[str, tuple[int, str]]:
+    """Every path below a directory, with what it is and holds."""
+    return {
+        str(path.relative_to(root)): (
+            path.lstat().st_mode,
+            hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "",
+        )
+        for path in sorted(root.rglob("*"))
+    }
+
+
+def planning(*, rules: RuleSet = EVERYTHING) -> Permissions:
+    return Permissions("plan", rules, uses_sandbox=True, trusted=True)
+
+
+async def test_an_obedient_model_changes_nothing_while_planning(project: Project):
+    calls = [EDIT, WRITE, *(("run_command", {"command": command}) for command in COMMANDS)]
+    calls += [("write_file", {"path": f"{place}/x", "content": "x"}) for place in (".git/hooks", "..", "/tmp")]
+    calls += [("mcp__notes__keep", {"text": "x"}), ("edit_file", {"path": "notes.md", "old": "", "new": ""})]
+    (project.root / "ls").write_text("#!/bin/sh\ntouch made\n")
+    (project.root / "ls").chmod(0o755)
+    before, above = state(project.root), sorted(project.root.parent.iterdir())
+    config = AgentConfig(limits=Limits(max_turns=len(calls) + 2, max_tool_calls=len(calls) + 2))
+    _, end = await project.turn(*calls, "Done.", approve=approve_all, permissions=planning(), config=config)
+    assert state(project.root) == before
+    assert sorted(project.root.parent.iterdir()) == above
+    assert len(end.tool_calls) == len(calls)
+    assert {call.outcome for call in end.tool_calls} <= {"denied", "error"}
+    assert end.answer == "Done."
+
+
+@pytest.mark.parametrize("name", sorted(set(TOOLS) | {"mcp__notes__keep", "something_new"}))
+def test_only_tools_that_are_known_to_change_nothing_run(tmp_path: Path, name: str):
+    (tmp_path / "x").write_text("x")
+    call = Call(name, {"path": "x", "command": "make", "name": "x"})
+    verdict = authorize(call, root=tmp_path, permissions=planning(), sandbox_works=True, granted={name, f"{name} make"})
+    reads = {"read_file", "list_files", "search", "find_symbol", "find_subclasses", "find_references"}
+    assert (verdict.kind == "allow") is (name in reads | {"write_todos", "load_skill"})
+    assert verdict.kind in {"allow", "deny"}
+
+
+@pytest.mark.parametrize(
+    ("command", "sandbox", "kind"),
+    [
+        ("ls src", True, "allow"),
+        ("cat notes.md | wc -l", True, "allow"),
+        ("grep -rn Flask src", True, "allow"),
+        ("ls src", False, "deny"),
+        ("ls ..", True, "deny"),
+        ("cat .env", True, "deny"),
+        ("cat /etc/passwd", True, "deny"),
+        *((command, True, "deny") for command in COMMANDS),
+    ],
+)
+def test_commands_that_only_read_run_in_a_sandbox(tmp_path: Path, command: str, kind: str, *, sandbox: bool):
+    (tmp_path / "src").mkdir()
+    call = Call("run_command", {"command": command})
+    verdict = authorize(call, root=tmp_path, permissions=planning(), sandbox_works=sandbox)
+    assert verdict.kind == kind
+    if kind == "deny":
+        assert "off while planning" in verdict.reason
+
+
+def test_a_rule_can_take_reading_commands_away_too(tmp_path: Path):
+    call = Call("run_command", {"command": "ls"})
+    for rules in (RuleSet(ask=(parse_rule("Bash(ls:*)"),)), RuleSet(deny=(parse_rule("Bash"),))):
+        permissions = replace(planning(), rules=rules)
+        assert authorize(call, root=tmp_path, permissions=permissions, sandbox_works=True).kind == "deny"
+
+
+async def test_a_yes_that_comes_after_the_mode_changed_counts_for_nothing(project: Project):
+    async def approve(request: Request) -> Decision:
+        del request
+        gate.permissions = replace(gate.permissions, mode="plan")
+        return once
+
+    for call in (WRITE, ("run_command", {"command": "touch made"})):
+        gate = Gate(approve, Permissions("default"))
+        before = state(project.root)
+        agent = create_agent(AgentConfig(), model=scripted(call, "Done."), gate=gate)
+        stream = run_turn(agent, "go", workspace=Workspace(project.root), config=AgentConfig())
+        end = [event async for event in stream][-1]
+        assert isinstance(end, TurnEnded)
+        assert end.tool_calls[0].outcome == "error"
+        assert "off while planning" in end.tool_calls[0].output
+        assert state(project.root) == before
+
+
+async def test_the_tools_of_a_server_do_not_run_whatever_the_server_says_of_them(project: Project, tmp_path: Path):
+    program = tmp_path / "server.py"
+    program.write_text(SERVER)
+    made = tmp_path / "made by the server"
+    server = McpServer(command=sys.executable, args=(str(program), str(made)))
+    definition = Definition(name="notes", server=server, scope="user", file=tmp_path / "mcp.json")
+    pins = Pins(tmp_path / "state", project.root)
+    pins.add(definition)
+    servers = Servers([definition], pins, root=project.root, directory=project.root, environment=dict(os.environ))
+    try:
+        for mode, outcome in (("plan", "denied"), ("default", "ok")):
+            model = scripted(("mcp__notes__keep", {"text": "x"}), "Done.")
+            permissions = replace(planning(), mode=mode)
+            agent = create_agent(AgentConfig(), model=model, permissions=permissions, servers=servers)
+            stream = run_turn(agent, "go", workspace=Workspace(project.root), config=AgentConfig())
+            end = [event async for event in stream][-1]
+            assert isinstance(end, TurnEnded)
+            assert [call.outcome for call in end.tool_calls] == [outcome]
+            assert made.exists() is (mode == "default")
+    finally:
+        await servers.close()
+
+
+async def test_hooks_that_follow_a_change_do_not_run_and_those_that_stop_calls_do(project: Project):
+    hooks = Hooks(
+        before_tool=(Hook(command="echo not that >&2; exit 2", match="Read(notes.md)"),),
+        after_tool=(Hook(command="touch after"),),
+        turn_end=(Hook(command="touch ended"),),
+    )
+    turns = Turns(project.root, own=hooks)
+    read = [("read_file", {"path": path}) for path in ("notes.md", "src/app_Module.py")]
+    _, end = await turns.turn(*read, "Done.", mode="plan")
+    assert [call.outcome for call in end.tool_calls] == ["error", "ok"]
+    assert "not that" in end.tool_calls[0].output
+    assert not (project.root / "after").exists()
+    assert not (project.root / "ended").exists()
+    await turns.turn(read[1], "Done.", mode="default")
+    assert (project.root / "after").exists()
+    assert (project.root / "ended").exists()
+
+
+# --- what the model is told ---
+
+
+def said(messages: list[ModelMessage]) -> list[str]:
+    requests = (message for message in messages if isinstance(message, ModelRequest))
+    parts = (part for message in requests for part in message.parts)
+    return [str(part.content) for part in parts if isinstance(part, UserPromptPart)]
+
+
+async def test_it_is_told_once_and_told_again_when_planning_is_over(project: Project):
+    history: list[ModelMessage] = []
+    for mode in ("default", "plan", "plan", "acceptEdits", "default"):
+        permissions = Permissions(mode)
+        _, end = await project.turn("Done.", permissions=permissions, history=history)
+        history = list(end.messages)
+    asked = "Where is Flask?"
+    assert said(history) == [asked, BEGUN, asked, asked, ENDED, asked, asked]
+    assert len(BEGUN.split()) < 45
+
+
+async def test_it_is_told_again_when_a_summary_took_its_place(project: Project):
+    _, end = await project.turn("First.", permissions=Permissions("plan"))
+    done = await compacted(end.messages, model=Canned(ModelResponse([TextPart("We looked.")])))
+    _, end = await project.turn("Second.", permissions=Permissions("plan"), history=done.messages)
+    assert said(list(end.messages)).count(BEGUN) == 2
+
+
+async def test_the_embedded_model_is_told_nothing(project: Project, local: Local):
+    shown: list[tuple[tuple[int, ...], ...]] = []
+    for mode in ("plan", "default"):
+        model, engine = local("There.")
+        model.compact = True
+        await project.turn(model=model, permissions=Permissions(mode))
+        shown.append(tuple(prompts(engine)))
+    assert shown[0] == shown[1]
