@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource
 
 from punie.errors import ConfigError
-from punie.extensions import Hooks, RuleText
+from punie.extensions import Check, Hooks, RuleText
 from punie.local_models import EngineOptions, ModelName, NonEmpty, Positive, UserModel
 from punie.rules import Rule, RuleSet, parse_rule, split_rules
 from punie.trust import TrustStore, locked, project_root, read_own, state_directory, workspace_key, write_private
@@ -37,6 +37,10 @@ TOOL_NAMES = (
     "write_file",
     "run_command",
 )
+"""The tools that every model can be given; the embedded one was trained on these."""
+
+MORE_TOOLS = ("write_todos", "load_skill")
+"""What only larger models get besides."""
 
 INSTRUCTION_FILES = ("AGENTS.md", "CLAUDE.md")
 """What people write down for agents; the second name counts where there is no file of the first beside it."""
@@ -44,7 +48,7 @@ INSTRUCTION_FILES = ("AGENTS.md", "CLAUDE.md")
 # A project file may tune the work, never widen what Punie may do or where its words are sent.
 PROJECT_KEYS = frozenset(
     {"model", "stop_sequences", "tools", "instructions", "temperature", "max_tokens", "seed", "limits"}
-    | {"disallowed_tools", "permissions", "hooks"}
+    | {"disallowed_tools", "permissions", "hooks", "checks", "check_tries"}
 )
 
 # Lists that add up over the layers, so that no layer can take back what another one refuses.
@@ -52,7 +56,7 @@ _ADDING_UP = frozenset({"permissions.deny", "permissions.ask", "permissions.allo
 _RULES = _ADDING_UP | {"allowed_tools"}
 
 # Tables whose keys are names that the user chose.
-_NAMED = ("aliases.", "models.")
+_NAMED = ("aliases.", "models.", "model_tools.")
 
 PermissionMode = Literal["plan", "default", "acceptEdits", "auto", "dontAsk", "bypassPermissions"]
 TelemetryTarget = Literal["off", "otlp", "file"]
@@ -123,6 +127,10 @@ class AgentConfig(BaseModel):
     """Texts at which a reply of the model ends."""
     tools: tuple[str, ...] = TOOL_NAMES
     """The tools that the model gets, by name."""
+    more_tools: tuple[str, ...] = MORE_TOOLS
+    """Tools that models get besides which are large enough for them; none where `tools` alone is chosen."""
+    model_tools: Mapping[NonEmpty, tuple[str, ...]] = Field(default_factory=dict)
+    """All the tools of the models whose spec a pattern fits: `"openai:qwen*" = ["read_file", "search"]`."""
     instructions: str | None = None
     """None takes the built-in instructions."""
     temperature: Annotated[float, Field(ge=0, le=2)] = 0.0
@@ -135,6 +143,11 @@ class AgentConfig(BaseModel):
     engine: EngineOptions = EngineOptions()
     models: Mapping[ModelName, UserModel] = Field(default_factory=dict)
     """The user's own local models by name: `[models.mine]` is used as `local:mine`."""
+
+    def tools_beyond(self) -> tuple[str, ...]:
+        """What a large model gets besides `tools`, which are all of them where they were chosen alone."""
+        chosen = self.model_fields_set
+        return () if "tools" in chosen and "more_tools" not in chosen else self.more_tools
 
 
 class Settings(AgentConfig, BaseSettings):
@@ -160,6 +173,8 @@ class Settings(AgentConfig, BaseSettings):
     sessions: SessionOptions = SessionOptions()
     agents_md_tokens: Annotated[int, Field(ge=0)] | None = None
     """Tokens that AGENTS.md files may take. None: an eighth of the model's window, and of an embedded model nothing."""
+    skills_tokens: Annotated[int, Field(ge=0)] | None = None
+    """Tokens that names and descriptions of skills may take. None: a fiftieth of the model's window. 0: no skills."""
     sandbox: SandboxOptions = SandboxOptions()
     mcp_environment: tuple[NonEmpty, ...] = ()
     """Variables that the MCP servers of projects may be given, by their exact names."""
@@ -167,6 +182,12 @@ class Settings(AgentConfig, BaseSettings):
     """Where spans of what the agent does go: nowhere, to an OTLP collector, or to a file in the state directory."""
     telemetry_content: bool = False
     """Whether they hold what was said, and arguments and results of tools, too."""
+    checks: tuple[Check, ...] = ()
+    """What is run after a turn that changed files: "ruff", "types", "tests", and tables with a command of your own."""
+    check_tries: Annotated[int, Field(ge=0, le=10)] = 2
+    """How often in one turn the model is told what failed, and mends it; 0 only shows it to you."""
+    check_small_models: bool = False
+    """Whether the checks run with a small embedded model too."""
     hooks: Hooks = Hooks()
     """Commands before and after calls and at the end of a turn. Those of a project stand in `Resolved`."""
 
@@ -189,7 +210,12 @@ class Settings(AgentConfig, BaseSettings):
         taken = {
             name for text in self.disallowed_tools if (rule := parse_rule(text)).spec is None for name in rule.tools
         }
-        values["tools"] = tuple(name for name in self.tools if name not in taken)
+
+        def left(names: Sequence[str]) -> tuple[str, ...]:
+            return tuple(name for name in names if name not in taken)
+
+        values |= {"tools": left(self.tools), "more_tools": left(self.tools_beyond())}
+        values["model_tools"] = {pattern: left(names) for pattern, names in self.model_tools.items()}
         if not self.save_sessions:  # then nothing of what was said stays on the disk
             values["engine"] = self.engine.model_copy(update={"prefix_cache": False})
         return AgentConfig(**values)

@@ -11,9 +11,11 @@ from difflib import get_close_matches
 READS = frozenset({"read_file", "list_files", "search", "find_symbol", "find_subclasses", "find_references"})
 EDITS = frozenset({"edit_file", "write_file"})
 COMMANDS = frozenset({"run_command"})
+NOTES = frozenset({"write_todos", "load_skill"})
+"""Tools that touch nothing of the workspace, so that nobody is asked about them."""
 
 _GROUPS = {"Read": READS, "Edit": EDITS, "Write": EDITS, "Bash": COMMANDS}
-_NAMES = {**_GROUPS, **{name: frozenset({name}) for name in READS | EDITS | COMMANDS}}
+_NAMES = {**_GROUPS, **{name: frozenset({name}) for name in READS | EDITS | COMMANDS | NOTES}}
 _MCP = re.compile(r"mcp__[\w.-]+?(__[\w.*-]+)?")
 # Rules about the files these show are written as rules of Read.
 _WITHOUT_PATH = READS - {"read_file"}

@@ -7,7 +7,7 @@ from tests.stubs import scripted
 
 from punie.agent import create_agent
 from punie.agent.factory import LARGE_MAX_TOKENS, model_settings
-from punie.config import TOOL_NAMES, AgentConfig
+from punie.config import MORE_TOOLS, TOOL_NAMES, AgentConfig
 from punie.errors import ConfigError, LoopDetected
 from punie.tools import Workspace
 
@@ -21,6 +21,7 @@ find_references(name: string)
 edit_file(path: string, old: string, new: string)
 write_file(path: string, content: string)
 run_command(command: string, timeout?: number)
+write_todos(todos: array)
 """
 
 
@@ -66,7 +67,7 @@ def test_every_default_tool_exists():
 def test_unknown_tool_is_a_configuration_error_that_lists_the_known_ones():
     with pytest.raises(ConfigError) as caught:
         create_agent(AgentConfig(tools=("read_file", "grep")), model=scripted())
-    assert str(caught.value) == f"Unknown tool: grep.\nKnown tools: {', '.join(TOOL_NAMES)}."
+    assert str(caught.value) == f"Unknown tool: grep.\nKnown tools: {', '.join((*TOOL_NAMES, *MORE_TOOLS))}."
 
 
 async def test_built_in_instructions(project: Project):

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from punie.agent.permissions import Call, Permissions, authorize, hides
-from punie.config import TOOL_NAMES
-from punie.rules import COMMANDS, EDITS, READS, RuleSet, parse_rule, split_rules
+from punie.config import MORE_TOOLS, TOOL_NAMES
+from punie.rules import COMMANDS, EDITS, NOTES, READS, RuleSet, parse_rule, split_rules
 
 
 def rules(*, deny: tuple[str, ...] = (), ask: tuple[str, ...] = (), allow: tuple[str, ...] = ()) -> RuleSet:
@@ -16,6 +16,7 @@ def rules(*, deny: tuple[str, ...] = (), ask: tuple[str, ...] = (), allow: tuple
 
 def test_every_tool_is_a_tool_of_rules():
     assert {*TOOL_NAMES} == READS | EDITS | COMMANDS
+    assert {*MORE_TOOLS} == NOTES
 
 
 @pytest.mark.parametrize(

@@ -349,8 +349,9 @@ def test_mlx_and_llama_cpp_make_the_same_call(weights_cache):
     ours = Mlx(found.weights, renderer.tokenizer, context_window=2048, end=found.end, adapter=adapter)
     theirs = LlamaCpp(merged.weights, context_window=2048)
     from punie import tools
+    from punie.config import TOOL_NAMES
 
-    offered = wire.declarations([tool.tool_def for tool in tools.toolset(tools.TOOLS).tools.values()])
+    offered = wire.declarations([tool.tool_def for tool in tools.toolset(TOOL_NAMES).tools.values()])
     questions = ["Where is the class Flask defined?", "Find all classes that inherit from Protocol"]
     for question in questions:
         prompt = renderer.prompt([wire.Message("user", question)], offered)

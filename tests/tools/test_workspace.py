@@ -72,6 +72,8 @@ def test_what_the_model_sees_of_the_tools():
         "edit_file": (["path", "old", "new"], "Replace exact text in a file."),
         "write_file": (["path", "content"], "Create a file or replace its content."),
         "run_command": (["command", "timeout"], "Run a shell command in the workspace."),
+        "write_todos": (["todos"], "Keep a list of steps for longer work."),
+        "load_skill": (["name", "file"], "Load the instructions of a skill before its task."),
     }
     assert all(len(str(description).split()) <= 9 for _, description in shown.values())
 
@@ -90,7 +92,7 @@ def test_tools_that_change_something_do_not_run_side_by_side():
 async def test_an_agent_can_call_every_tool(project: Project):
     project.write("a.py", "class Widget: ...\n")
     agent = Agent(
-        TestModel(call_tools=sorted(READ_ONLY - {"read_file"})), deps_type=Workspace, toolsets=[toolset(TOOLS)]
+        TestModel(call_tools=sorted(READ_ONLY - {"read_file", "load_skill"})), deps_type=Workspace, toolsets=[toolset(TOOLS)]
     )
     result = await agent.run("go", deps=project.workspace)
     assert "definitions of a" in result.output

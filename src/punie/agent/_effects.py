@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from punie.agent._shell import Analysis, Word, analyse, program
-from punie.rules import COMMANDS, EDITS, READS
+from punie.rules import COMMANDS, EDITS, NOTES, READS
 from punie.tools._paths import OutsideWorkspaceError, plain_name, relative_path
 from punie.tools._protected import SECRETS
 
@@ -67,6 +67,8 @@ def effects_of(call: Call, *, root: Path) -> Effects:
         return Effects(call.tool, "command", analysis=analyse(command if isinstance(command, str) else ""))
     path = call.arguments.get("path")
     places = (place_of(path, root=root),) if isinstance(path, str) else ()
+    if call.tool in NOTES:
+        return Effects(call.tool, "read")
     if call.tool in READS:
         return Effects(call.tool, "read", places)
     if call.tool in EDITS:

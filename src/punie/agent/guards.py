@@ -35,6 +35,7 @@ from punie.agent.limits import CUT, NOTE_AT, REFUSED, LoopWatch, cut_repetition,
 from punie.backends._notices import tell
 from punie.config import Limits
 from punie.errors import LimitReached, LoopDetected, PunieError, ToolCrashed
+from punie.rules import NOTES
 from punie.tools import Workspace
 
 Context = RunContext[Workspace]
@@ -266,7 +267,9 @@ class ToolGuard(AbstractCapability[Workspace]):
                     "Ask more precisely, or use a larger model.",
                 )
             raise ToolFailed(REFUSED)
-        result = _bounded(await handler(args), lines=self.limits.tool_lines, ends=call.tool_name == "run_command")
+        result = await handler(args)
+        if call.tool_name not in NOTES:  # those are short, or instructions that count as a whole
+            result = _bounded(result, lines=self.limits.tool_lines, ends=call.tool_name == "run_command")
         changes = call.tool_name not in tools.READ_ONLY
         count = self._watch.record(call.tool_name, args, str(result), changes_files=changes)
         return _noted(result, count) if count >= NOTE_AT else result

@@ -12,6 +12,7 @@ from typing import TypeVar
 from pydantic_ai import Agent, CancellationToken, UsageLimits
 from pydantic_ai.exceptions import AgentRunError, RunCancelled
 from pydantic_ai.messages import ModelMessage
+from pydantic_ai.models import Model
 
 from punie.agent import failures
 from punie.agent._recorded import Recorder
@@ -51,7 +52,8 @@ async def run_turn(
     redact = redactor_for(workspace, agent.model)
     safe = RedactedEvents(redact)
     asked, prompt = prompt, redact(prompt)
-    turn = Turn(history=tuple(history), names=config.tools, stopwatch=(stopwatch := Stopwatch()))
+    names = offered(config, agent.model, skills=True) if isinstance(agent.model, Model) else config.tools
+    turn = Turn(history=tuple(history), names=names, stopwatch=(stopwatch := Stopwatch()))
     cancelled: asyncio.CancelledError | None = None
     stream = agent.run_stream_events(
         prompt,

@@ -63,7 +63,7 @@ class Written:
     @property
     def tokens(self) -> int:
         """About how many tokens it takes, rather too many than too few."""
-        return _tokens(self.block)
+        return tokens_in(self.block)
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class Instructions:
     @property
     def tokens(self) -> int:
         """About how many tokens they take in every request."""
-        return _tokens(self.text)
+        return tokens_in(self.text)
 
     @property
     def text(self) -> str:
@@ -169,7 +169,7 @@ class Memory:
     def _read_user(self, directory: Path) -> "Iterator[Written | str]":
         for file in instruction_files([directory]):
             # The user may keep the file anywhere, and link to it.
-            yield _read(Path("/"), os.path.realpath(file).lstrip("/"), name=f"the user's {file.name}")
+            yield read_written(Path("/"), os.path.realpath(file).lstrip("/"), name=f"the user's {file.name}")
 
     def _read_project(self, name: str, path: str) -> Written | str:
         """A file of the project under the name of the place where it really lies."""
@@ -184,7 +184,7 @@ class Memory:
             return f"{name} is not read: {error.strerror or error}."
         if self.hidden(real):
             return f"{name} is not read: it commonly holds keys, or a rule forbids it."
-        read = _read(root, real, name=name)
+        read = read_written(root, real, name=name)
         return read if isinstance(read, str) else replace(read, name=clip(real))
 
 
@@ -249,7 +249,7 @@ class Nested(AbstractCapability[Workspace]):
 def _fitted(found: Sequence[Written | str], *, left: int) -> Instructions:
     """The files as far as there is room for them, and the warnings."""
     warnings = [each for each in found if isinstance(each, str)]
-    left -= _tokens(_PREAMBLE)
+    left -= tokens_in(_PREAMBLE)
     kept: list[Written] = []
     over: list[Written] = []
     for file in (each for each in found if isinstance(each, Written)):
@@ -278,7 +278,7 @@ def _first(file: Written, lines: int) -> Written:
     return replace(file, text="\n".join(file.text.split("\n")[:lines]) + "\n(cut here)")
 
 
-def _read(root: Path, path: str, *, name: str) -> Written | str:
+def read_written(root: Path, path: str, *, name: str) -> Written | str:
     """The file's text, or why it is not read."""
     try:
         content = read_beneath(root, path, limit=MAX_FILE_BYTES)
@@ -291,7 +291,7 @@ def _read(root: Path, path: str, *, name: str) -> Written | str:
     problem = _problem(content)
     if problem:
         return f"{name} is not read: {problem}."
-    return Written(name, _seen_by_all(decode(content.data)[0]))
+    return Written(name, seen_by_all(decode(content.data)[0]))
 
 
 def _problem(content: Content) -> str:
@@ -301,10 +301,10 @@ def _problem(content: Content) -> str:
         return "it is a binary file"
     if not decode(content.data)[1]:
         return "it is not UTF-8 text"
-    return "" if _seen_by_all(decode(content.data)[0]) else "it is empty"
+    return "" if seen_by_all(decode(content.data)[0]) else "it is empty"
 
 
-def _seen_by_all(text: str) -> str:
+def seen_by_all(text: str) -> str:
     """The text without characters that a person who reads the file does not see, and a model does."""
     return "".join(char for char in controls.clean(text) if not _is_unseen(char)).strip()
 
@@ -339,7 +339,8 @@ def _is_listed(directory: Path, workspace: Workspace) -> bool:
     return any(entry.path.startswith(prefix) for entry in workspace.files())
 
 
-def _tokens(text: str) -> int:
+def tokens_in(text: str) -> int:
+    """About how many tokens a text takes, rather too many than too few."""
     return -(-len(text.encode("utf-8", "surrogatepass")) // BYTES_PER_TOKEN)
 
 

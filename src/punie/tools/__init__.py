@@ -5,6 +5,7 @@ from types import MappingProxyType
 
 from pydantic_ai import FunctionToolset, Tool
 
+from punie.rules import NOTES, READS
 from punie.tools._facts import Symbol
 from punie.tools._index import Index, Reference, Snapshot
 from punie.tools._preview import preview, refuse_impossible
@@ -15,10 +16,12 @@ from punie.tools.find_references import find_references
 from punie.tools.find_subclasses import find_subclasses
 from punie.tools.find_symbol import find_symbol
 from punie.tools.list_files import list_files
+from punie.tools.load_skill import load_skill
 from punie.tools.read_file import read_file
 from punie.tools.run_command import run_command
 from punie.tools.search import search
 from punie.tools.write_file import write_file
+from punie.tools.write_todos import write_todos
 
 __all__ = [
     "READ_ONLY",
@@ -36,7 +39,7 @@ __all__ = [
     "toolset",
 ]
 
-READ_ONLY = frozenset({"read_file", "list_files", "search", "find_symbol", "find_subclasses", "find_references"})
+READ_ONLY = READS | NOTES
 
 TOOLS: Mapping[str, Callable[..., str | Awaitable[str]]] = MappingProxyType(
     {
@@ -50,6 +53,8 @@ TOOLS: Mapping[str, Callable[..., str | Awaitable[str]]] = MappingProxyType(
         "write_file": write_file,
         "run_command": run_command,
     }
+        "write_todos": write_todos,
+        "load_skill": load_skill,
 )
 
 

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Protocol
 from weakref import ref
 
+from pydantic_ai import ModelRetry
+
 from punie.config import SandboxOptions
 from punie.redaction import Redactor
 from punie.tools._index import Index
@@ -66,6 +68,8 @@ class Workspace:
         self.seen: dict[str, str] = {}
         self.hidden: Callable[[str], bool] = _nothing
         """Files, by their path from the root, that lists and searches leave out."""
+        self.skill: Callable[[str, str], str] = _no_skill
+        """The text of a file of a skill, by the skill's name and the path in it. Raises ModelRetry if there is none."""
         self.journal: Journal | None = None
         self.judged: dict[str, str] = {}
         """Paths as the model wrote them, and where each led when somebody, or a rule, allowed what is done there."""
@@ -100,6 +104,12 @@ def _nothing(path: str) -> bool:
     """Nothing is hidden."""
     del path
     return False
+
+
+def _no_skill(name: str, file: str) -> str:
+    """No skill is there."""
+    del file
+    raise ModelRetry(f"There is no skill named {name}.")
 
 
 def digest(data: bytes) -> str:

@@ -5,10 +5,20 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from importlib.util import find_spec
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from punie.config import TOOL_NAMES, AgentConfig, PermissionMode, Settings, home_of, load_settings, remember_rules
+from punie.config import (
+    MORE_TOOLS,
+    TOOL_NAMES,
+    AgentConfig,
+    PermissionMode,
+    Settings,
+    home_of,
+    load_settings,
+    remember_rules,
+)
 from punie.errors import ConfigError, UsageError
 from punie.rules import RuleSet
 from punie.trust import state_directory
@@ -22,8 +32,10 @@ if TYPE_CHECKING:
     from pydantic_ai.models import Model
 
     from punie.agent.approval import Approver, Gate
+    from punie.agent.checks import Checks
     from punie.agent.memory import Memory
     from punie.agent.permissions import Permissions
+    from punie.agent.skills import Skills
     from punie.tools import Workspace
 
 
@@ -53,6 +65,8 @@ class Setup:
     """Where the user's own settings lie."""
     about: tuple[str, ...] = ()
     """What every request will begin with, and about what that costs."""
+    checks_by_user: bool = False
+    """Whether the checks that are switched on were written down by the user, and not by the project."""
     extensions: Extensions = field(default_factory=Extensions)
     """MCP servers and hooks; whoever runs an agent ends them."""
 
@@ -77,7 +91,7 @@ def prepare(options: Options, *, env: Mapping[str, str]) -> Setup:
     """Read the settings and check what names tools and modes. Loads no model library."""
     resolved = load_settings(cwd=options.cwd, env=env, flags=options.flags())
     settings = resolved.settings
-    _check_tools(settings.tools)
+    _check_tools([*settings.tools, *settings.more_tools, *chain(*settings.model_tools.values())])
     mode = settings.permission_mode
     if mode not in MODES:
         source = resolved.sources["permission_mode"]
@@ -87,13 +101,24 @@ def prepare(options: Options, *, env: Mapping[str, str]) -> Setup:
     _need_telemetry(settings, resolved.sources["telemetry"])
     written = agent_files(resolved, options.cwd)
     extensions = Extensions.of(resolved, env=env)
+    unchecked = f"Checks are not run: {resolved.root} is not trusted. `punie trust` trusts it."
     waiting = [resolved.project_file, *written.of_project, *extensions.found.waiting]
     return Setup(
         settings=settings,
         config=settings.agent_config(),
         mode=mode,
         root=options.cwd,
-        notices=tuple(filter(None, [*resolved.notices, written.refusal, *extensions.found.notices])),
+        notices=tuple(
+            filter(
+                None,
+                [
+                    *resolved.notices,
+                    written.refusal,
+                    *extensions.found.notices,
+                    unchecked if settings.checks and not resolved.trusted else "",
+                ],
+            )
+        ),
         session_id=uuid.uuid4().hex,
         state_dir=state_directory(env),
         rules=resolved.rules,
@@ -104,6 +129,7 @@ def prepare(options: Options, *, env: Mapping[str, str]) -> Setup:
         project=resolved.root if resolved.trusted else None,
         user_dir=resolved.user_file.parent,
         about=(written.line,) if written.line else (),
+        checks_by_user=not resolved.sources["checks"].startswith(f"{resolved.project_file}:"),
         extensions=extensions,
     )
 
@@ -144,10 +170,11 @@ def open_workspace(setup: Setup) -> "Workspace":
 
 
 def _check_tools(names: Collection[str]) -> None:
+    known = (*TOOL_NAMES, *MORE_TOOLS)
     for name in names:
-        if name not in TOOL_NAMES:
-            close = get_close_matches(name, TOOL_NAMES, n=1)
-            hint = f"Did you mean '{close[0]}'?" if close else f"There are {', '.join(TOOL_NAMES)}."
+        if name not in known:
+            close = get_close_matches(name, known, n=1)
+            hint = f"Did you mean '{close[0]}'?" if close else f"There are {', '.join(known)}."
             raise UsageError(f"There is no tool named '{name}'.", hint)
 
 
@@ -164,15 +191,18 @@ def load_model(setup: Setup, on_progress: OnProgress) -> "Model":
 def _read_ahead(model: "Model", setup: Setup) -> None:
     """Let a local model read its instructions and tools while the user still types."""
     from punie.agent.instructions import instructions_for
+    from punie.agent.offered import offered
     from punie.backends._local import LocalModel
     from punie.tools import toolset
 
     if isinstance(model, LocalModel):
         memory = memory_of(setup)
         written = memory.read(budget_tokens=memory.budget_for(model))
-        instructions = instructions_for(setup.config, compact=model.compact, written=written.text)
-        offered = toolset(setup.config.tools).tools.values()
-        model.warm(instructions, [tool.tool_def for tool in offered])
+        skills = skills_of(setup, model)
+        names = offered(setup.config, model, skills=bool(skills))
+        told = skills.text if "load_skill" in names else ""
+        instructions = instructions_for(setup.config, compact=model.compact, written=written.text, skills=told)
+        model.warm(instructions, [tool.tool_def for tool in toolset(names).tools.values()])
 
 
 def assemble(setup: Setup, *, model: "Model", ask: "Approver", gate: "Gate | None" = None) -> "Agent[Workspace, str]":
@@ -191,8 +221,10 @@ def assemble(setup: Setup, *, model: "Model", ask: "Approver", gate: "Gate | Non
         model=model,
         gate=gate or gate_for(setup, ask=ask),
         memory=memory_of(setup),
+        skills=skills_of(setup, model),
         servers=setup.extensions.servers,
         hooks=setup.extensions.hooks,
+        checks=checks_of(setup),
         telemetry=setup.extensions.telemetry,
     )
 
@@ -208,6 +240,32 @@ def memory_of(setup: Setup) -> "Memory":
         user=setup.user_dir,
         hidden=hides(setup.project or setup.root, permissions_of(setup)),
         tokens=setup.settings.agents_md_tokens,
+    )
+
+
+def skills_of(setup: Setup, model: "Model") -> "Skills":
+    """The skills for a model, of a project only if it is trusted; none for a small model."""
+    from punie.agent.offered import is_large
+    from punie.agent.skills import Skills, budget_for, find_skills
+
+    if not is_large(setup.config, model):
+        return Skills()
+    budget = budget_for(model, tokens=setup.settings.skills_tokens)
+    return find_skills(memory_of(setup), home=setup.home, budget_tokens=budget)
+
+
+def checks_of(setup: Setup) -> "Checks | None":
+    """What is run after a turn that changed files; nothing in a project that nobody trusts."""
+    from punie.agent.checks import Checks
+
+    settings = setup.settings
+    if setup.project is None:
+        return None
+    return Checks(
+        settings.checks,
+        tries=settings.check_tries,
+        by_user=setup.checks_by_user,
+        small_models=settings.check_small_models,
     )
 
 

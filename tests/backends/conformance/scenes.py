@@ -17,6 +17,7 @@ from pydantic_ai.tools import ToolDefinition
 from tests.backends.conformance import speaking
 
 from punie import tools
+from punie.config import TOOL_NAMES
 
 Call = tuple[str, Mapping[str, object]]
 
@@ -96,7 +97,7 @@ ENDLESS = _babble(Says(" one two three four"))
 EMBEDDED = Scene(
     (_user("Find all classes that inherit from Protocol"),),
     (),
-    tuple(tool.tool_def for tool in tools.toolset(tools.TOOLS).tools.values()),
+    tuple(tool.tool_def for tool in tools.toolset(TOOL_NAMES).tools.values()),
 )
 FIND_PROTOCOLS: Call = ("find_subclasses", {"name": "Protocol"})
 TOO_LONG = Scene((_user("a long story " * 2000),), ())
