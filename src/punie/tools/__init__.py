@@ -52,9 +52,9 @@ TOOLS: Mapping[str, Callable[..., str | Awaitable[str]]] = MappingProxyType(
         "edit_file": edit_file,
         "write_file": write_file,
         "run_command": run_command,
-    }
         "write_todos": write_todos,
         "load_skill": load_skill,
+    }
 )
 
 
