@@ -18,6 +18,7 @@ from punie.agent import failures
 from punie.agent._recorded import Recorder
 from punie.agent._redacted import RedactedEvents, redactor_for
 from punie.agent._turn import Stopwatch, Turn
+from punie.agent.events import Event, Notice, TurnEnded
 from punie.agent.offered import offered
 from punie.agent.session import Session
 from punie.backends._notices import listening
