@@ -14,7 +14,8 @@ from types import FrameType, TracebackType
 from typing import NamedTuple, Never
 
 from punie.errors import PunieError, UsageError
-from punie.ui.options import MODES, OUTPUT_FORMATS, Options
+from punie.ui import _examples
+from punie.ui.options import EXPORT_FORMATS, MODES, OUTPUT_FORMATS, Options
 
 DESCRIPTION = """\
 A coding agent that runs on your own machine.
@@ -22,19 +23,6 @@ A coding agent that runs on your own machine.
 Without -p, Punie chats in the terminal, starting with PROMPT if there is one.
 With -p it answers once and exits; PROMPT may also come on standard input. Nobody can be asked
 then: a tool that needs a permission ends the run, unless --allowed-tools or a mode allows it."""
-
-EXAMPLES = """\
-examples:
-  punie                                      chat about the code in this directory
-  punie "where is Flask defined?"            chat, starting with a question
-  punie --continue                           go on with the last session of this directory
-  punie -p "which classes inherit from Protocol?"
-  git diff | punie -p "review this" --output-format json
-
-exit codes:
-  0 answered   1 failed   2 usage or configuration   3 a permission was needed   4 a limit was reached   130 interrupted
-
-environment: PUNIE_MODEL, PUNIE_PERMISSION_MODE, ... (`punie config show` names every setting), NO_COLOR"""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -71,7 +59,12 @@ def _add_run_flags(parser: argparse.ArgumentParser) -> None:
         "--fork", "--fork-session", action="store_true", dest="fork", help="go on with a copy; the session itself stays"
     )
     add("--no-session", action="store_true", help="store nothing of this conversation, not even what was typed")
-    add("-v", "--verbose", action="store_true", help="more detail on standard error")
+    add(
+        "-v",
+        "--verbose",
+        action="store_true",
+        help="on standard error: settings files, model, every request, call and retry",
+    )
 
 
 def _root_parser() -> _Parser:
@@ -80,7 +73,7 @@ def _root_parser() -> _Parser:
         prog="punie",
         usage="punie [OPTIONS] [PROMPT]\n       punie COMMAND ...",
         description=DESCRIPTION,
-        epilog=f"commands:\n{listing}\n\n{EXAMPLES}",
+        epilog=f"commands:\n{listing}\n\n{_examples.CHAT}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
@@ -95,6 +88,7 @@ def _command_parser(name: str, usage: str) -> _Parser:
         prog=f"punie {name}",
         usage=f"punie {name} {usage}".rstrip(),
         description=COMMANDS[name].summary + ".",
+        epilog=_examples.COMMANDS.get(name),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
@@ -130,13 +124,25 @@ def _config(arguments: Sequence[str]) -> int:
 
 
 def _sessions(arguments: Sequence[str]) -> int:
-    usage = "[list [--all] | show ID | export ID [--markdown] [-o FILE] | import FILE | rm ID... | prune]"
+    usage = (
+        "[list [--all] | show ID | export ID [-o FILE] [--format FORMAT]\n"
+        "                       | import FILE | rm ID... | prune]"
+    )
     parser = _command_parser("sessions", usage)
     actions = ("list", "show", "export", "import", "rm", "delete", "prune")
     parser.add_argument("action", nargs="?", default="list", choices=actions)
     parser.add_argument("names", nargs="*", metavar="ID", help="the beginning of a session's id, or a file to import")
     parser.add_argument("--all", action="store_true", help="list the sessions of every directory")
-    parser.add_argument("--markdown", action="store_true", help="export text for people instead of JSON lines")
+    formats = parser.add_mutually_exclusive_group()
+    formats.add_argument(
+        "--format",
+        choices=EXPORT_FORMATS,
+        metavar="FORMAT",
+        help=f"of an export: {', '.join(EXPORT_FORMATS)}; told from the end of FILE's name if absent, else jsonl",
+    )
+    formats.add_argument(
+        "--markdown", action="store_const", const="markdown", dest="format", help="the same as --format markdown"
+    )
     parser.add_argument("-o", "--output", metavar="FILE", help="export to a new file instead of standard output")
     given = parser.parse_intermixed_args(arguments)
     if given.action in ("list", "prune") and given.names:
@@ -146,7 +152,7 @@ def _sessions(arguments: Sequence[str]) -> int:
     options = _command_options(given)
     output: str | None = given.output
     return sessions.run(
-        given.action, given.names, options=options, everywhere=given.all, markdown=given.markdown, output=output
+        given.action, given.names, options=options, everywhere=given.all, form=given.format, output=output
     )
 
 
@@ -169,9 +175,6 @@ def _mcp(arguments: Sequence[str]) -> int:
     )
     parser.add_argument("--project", action="store_true", help="in .mcp.json of the project, not in your own mcp.json")
     parser.add_argument("--json", action="store_true", help="list as JSON")
-    from punie.ui import mcp
-
-    parser.epilog = mcp.EXAMPLES
     given = parser.parse_intermixed_args(arguments[:end])
     target = (*given.target, *arguments[end + 1 :])
     if given.action == "list" and given.name:
@@ -180,6 +183,8 @@ def _mcp(arguments: Sequence[str]) -> int:
         parser.error(f"'{given.action}' takes the name of a server")
     if (given.action == "add") != bool(target):
         parser.error("'add' takes a URL, or -- and a command" if not target else f"'{given.action}' takes only a name")
+    from punie.ui import mcp
+
     asked = mcp.Asked(
         name=given.name,
         target=target,
@@ -194,10 +199,28 @@ def _mcp(arguments: Sequence[str]) -> int:
 
 
 def _doctor(arguments: Sequence[str]) -> int:
-    given = _command_parser("doctor", "").parse_args(arguments)
+    parser = _command_parser("doctor", "[--quick] [--json] [--bundle FILE [--session ID]]")
+    add = parser.add_argument
+    add("--quick", "--no-model", action="store_true", help="ask the model nothing")
+    add("--json", action="store_true", help="print one JSON object")
+    add("--timeout", type=float, metavar="SECONDS", help="for the model's answer, loading included; 180 if absent")
+    add("--bundle", metavar="FILE", help="a new zip file for somebody who helps, without secrets; nothing is sent")
+    add("--session", default="", metavar="ID", help="put this conversation into the bundle")
+    given = parser.parse_args(arguments)
+    if given.timeout is not None and given.timeout <= 0:
+        parser.error("--timeout must be more than 0")
+    if given.session and not given.bundle:
+        parser.error("--session needs --bundle")
     from punie.ui import doctor
 
-    return doctor.run(_command_options(given))
+    asked = doctor.Asked(
+        quick=given.quick,
+        as_json=given.json,
+        seconds=given.timeout or doctor.SECONDS,
+        bundle=Path(given.bundle).expanduser() if given.bundle else None,
+        session=given.session,
+    )
+    return doctor.run(_command_options(given), asked)
 
 
 def _trust(arguments: Sequence[str]) -> int:
@@ -397,8 +420,10 @@ def _show_bug(kind: type[BaseException], error: BaseException, trace: TracebackT
     import traceback
 
     from punie.redaction import Redactor
+    from punie.ui import _crashes
     from punie.ui._clean import visible
 
+    _crashes.keep(error.with_traceback(trace), os.environ)
     told = "".join(traceback.format_exception(kind, error, trace))
     sys.stderr.write(visible(Redactor(os.environ)(told)))
 

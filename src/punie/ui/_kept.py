@@ -120,14 +120,14 @@ class Kept:
         self._opened().rename(self.current(), title)
 
     def export(self, name: str) -> Path:
-        """Write the conversation to a new file of the workspace; as JSON lines if it is named so, else as Markdown.
+        """Write the conversation to a new file of the workspace; its name says how, Markdown if it says nothing.
 
         UsageError if that cannot be.
         """
-        from punie.ui.sessions import export_to
+        from punie.ui.sessions import export_to, form_of
 
         path = self._setup.root / Path(name or f"punie-{self.current()[:_NAMED]}.md").expanduser()
-        export_to(self._opened(), self.current(), markdown=path.suffix != ".jsonl", output=str(path))
+        export_to(self._opened(), self.current(), form=form_of(path, "markdown"), output=str(path))
         return path
 
     def difference(self) -> "Difference":

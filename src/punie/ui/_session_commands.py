@@ -59,7 +59,7 @@ async def rename(chat: "Chat", rest: str) -> None:
 
 
 async def export(chat: "Chat", rest: str) -> None:
-    """Write the conversation to a new file: Markdown, or every detail as JSON lines if it is named *.jsonl."""
+    """Write the conversation to a new file: Markdown, or every detail as JSON if it is named *.json or *.jsonl."""
     written = await asyncio.to_thread(chat.kept.export, rest)
     chat.say([f"Written: {written}"], style="dim")
 

@@ -23,18 +23,6 @@ from punie.ui.options import Options
 Action = Literal["list", "add", "remove", "approve", "test"]
 ACTIONS: tuple[Action, ...] = ("list", "add", "remove", "approve", "test")
 
-EXAMPLES = """\
-examples:
-  punie mcp add files -- npx -y @modelcontextprotocol/server-filesystem ~/notes
-  punie mcp add issues --env 'TOKEN=${ISSUES_TOKEN}' -- issues-mcp --read-only
-  punie mcp add docs https://docs.example.com/mcp --header 'Authorization: Bearer ${DOCS_TOKEN}'
-  punie mcp add build --project -- ./tools/mcp.py     write it to .mcp.json, for everybody who works here
-  punie mcp test docs                                 start it, list its tools, see whether it answers
-  punie mcp list --json
-
-Your own servers stand in mcp.json beside your config.toml, those of a project in .mcp.json. Every call is asked
-about unless a rule allows it: --allowed-tools 'mcp__docs__*'."""
-
 
 @dataclass(frozen=True)
 class Asked:

@@ -8,6 +8,8 @@ from typing import Literal, NamedTuple
 
 OutputFormat = Literal["text", "json", "stream-json"]
 OUTPUT_FORMATS: tuple[OutputFormat, ...] = ("text", "json", "stream-json")
+ExportFormat = Literal["json", "jsonl", "markdown"]
+EXPORT_FORMATS: tuple[ExportFormat, ...] = ("json", "jsonl", "markdown")
 MODES = ("default", "acceptEdits", "auto", "dontAsk", "plan", "bypassPermissions")
 """The permission modes; `auto` needs a sandbox that works."""
 

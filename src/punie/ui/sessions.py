@@ -1,8 +1,9 @@
 """`punie sessions`: list, show, export, import, delete and prune stored conversations."""
 
+import json
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,7 +11,7 @@ from punie.config import load_settings
 from punie.errors import UsageError
 from punie.ui._clean import clean
 from punie.ui._kept import home_of, line_of, open_store
-from punie.ui.options import Options
+from punie.ui.options import ExportFormat, Options
 
 if TYPE_CHECKING:
     from pydantic_ai.messages import ModelMessage, ModelRequestPart, ModelResponsePart
@@ -24,7 +25,7 @@ def run(
     *,
     options: Options,
     everywhere: bool = False,
-    markdown: bool = False,
+    form: ExportFormat | None = None,
     output: str | None = None,
 ) -> int:
     """Do one action of `punie sessions` and return the exit code."""
@@ -35,7 +36,8 @@ def run(
             case "show":
                 sys.stdout.write(clean(as_markdown(store, _one(names))))
             case "export":
-                export_to(store, _one(names), markdown=markdown, output=output)
+                form = form or form_of(Path(output or ""), "jsonl")
+                export_to(store, _one(names), form=form, output=output)
             case "import":
                 _import(store, _one(names), options.cwd)
             case "rm" | "delete":
@@ -72,9 +74,21 @@ def _list(store: "SessionStore", workspace: Path | None) -> None:
         sys.stderr.write("punie: there are no sessions here; --all shows those of other directories\n")
 
 
-def export_to(store: "SessionStore", name: str, *, markdown: bool, output: str | None) -> None:
+def form_of(file: Path, otherwise: ExportFormat) -> ExportFormat:
+    """How a file of this name is written."""
+    by_suffix: Mapping[str, ExportFormat] = {".json": "json", ".jsonl": "jsonl", ".md": "markdown"}
+    return by_suffix.get(file.suffix.lower(), otherwise)
+
+
+def export_to(store: "SessionStore", name: str, *, form: ExportFormat, output: str | None) -> None:
     """Write a session to a new file, or to standard output. UsageError if that cannot be."""
-    text = clean(as_markdown(store, name)) if markdown else "".join(f"{line}\n" for line in store.export(name))
+    match form:
+        case "markdown":
+            text = clean(as_markdown(store, name))
+        case "json":
+            text = _document(store.export(name))
+        case "jsonl":
+            text = "".join(f"{line}\n" for line in store.export(name))
     if output is None:
         sys.stdout.write(text)
         return
@@ -86,12 +100,33 @@ def export_to(store: "SessionStore", name: str, *, markdown: bool, output: str |
         raise UsageError(f"Cannot write {output}: {error.strerror}.", "Name a new file.") from error
 
 
+def _document(lines: Iterable[str]) -> str:
+    """The lines of an export as one object: the session's own fields, its `messages` and its `calls`."""
+    found: dict[str, list[dict[str, object]]] = {"session": [], "message": [], "call": []}
+    for line in map(json.loads, lines):
+        found[line.pop("type")].append(line)
+    messages = [line["message"] for line in found["message"]]
+    return json.dumps({**found["session"][0], "messages": messages, "calls": found["call"]}, indent=2) + "\n"
+
+
+def _lines_of(text: str) -> Sequence[str]:
+    """The lines of an export; of a document, as they stood before they were put into one."""
+    try:
+        found = json.loads(text)
+    except ValueError:
+        return text.splitlines()
+    if not isinstance(found, dict) or not isinstance(found.get("messages"), list):
+        return text.splitlines()
+    messages = [{"type": "message", "message": message} for message in found["messages"]]
+    return [json.dumps(each) for each in ({**found, "type": "session", "messages": []}, *messages)]
+
+
 def _import(store: "SessionStore", name: str, workspace: Path) -> None:
     try:
         text = sys.stdin.read() if name == "-" else Path(name).read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"Cannot read {name}: {error}.") from error
-    session, bad = store.import_lines(text.splitlines(), workspace=workspace)
+    session, bad = store.import_lines(_lines_of(text), workspace=workspace)
     session.close()
     if bad:
         sys.stderr.write(f"punie: {bad} lines could not be read and were left out\n")
