@@ -1,18 +1,22 @@
 """Secrets are taken out of text, ordinary text stays, and it makes no difference in what pieces it comes."""
 
 import base64
+import os
 import random
 import string
 import sys
 import sysconfig
 from pathlib import Path
+from time import thread_time
 from urllib.parse import quote
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.outputs import OUTPUTS
 
-from punie.redaction import Redactor
+from punie import redaction
+from punie.redaction import FAILED, MARKER, Redactor, looks_secret, tokens, without_private_keys
 
 CHANCE = random.Random(7)
 
@@ -107,6 +111,34 @@ def test_ordinary_text_stays(text: str) -> None:
     assert redact(text) == text
 
 
+@pytest.mark.parametrize("printed", OUTPUTS.values(), ids=OUTPUTS)
+def test_what_ordinary_commands_print_stays(printed: str) -> None:
+    pairs = (line.partition("=") for line in OUTPUTS["env"].splitlines())
+    known = Redactor({name: value for name, _, value in pairs if name != "GPG_KEY"})
+    assert redact(printed) == printed
+    assert known(printed) == printed
+    assert known.of({"printed": printed, "lines": printed.split("\n")}) == {
+        "printed": printed,
+        "lines": printed.split("\n"),
+    }
+
+
+def test_a_password_that_is_called_pwd_is_still_one() -> None:
+    assert redact("PWD=hunt3r!Tw0x") == "PWD=[redacted:secret]"
+    assert redact("db_pwd: 'hunt3r!/Tw0x'") == "db_pwd: '[redacted:secret]'"
+
+
+@pytest.mark.parametrize("token", TOKENS.values(), ids=TOKENS)
+def test_all_who_look_for_keys_look_for_the_same_ones(token: str) -> None:
+    assert [kind for kind, _ in tokens(f"x = '{token}'\n")] == [kind for kind, each in TOKENS.items() if each == token]
+    assert looks_secret("LANG", token)
+
+
+def test_a_token_is_taken_out_to_its_end() -> None:
+    for kind, token in (("anthropic-key", f"sk-ant-{made_up(900)}"), ("gitlab-token", f"glpat-{made_up(2000)}")):
+        assert redact(f"'{token}' and more") == f"'[redacted:{kind}]' and more"
+
+
 def test_values_of_variables_are_known_by_the_variable() -> None:
     environment = {
         "ACME_API_KEY": "plain-Words-77",
@@ -190,6 +222,102 @@ def test_values_below_secret_names_are_secret() -> None:
     assert shown == {"password": "[redacted:secret]", "path": "a.py", "list": ["x [redacted:npm-token]", 3, None]}
 
 
+def test_a_secret_as_the_name_of_a_field() -> None:
+    assert redact.of({TOKENS["npm-token"]: 1, "a": {"b": True}}) == {"[redacted:npm-token]": 1, "a": {"b": True}}
+
+
+@pytest.mark.parametrize("value", [os.fsdecode(b"Tr0ub4dor\xff&3xyz"), "Tr0ub4dor\ud800&3xyz"], ids=ascii)
+def test_half_characters_in_a_key_do_no_harm(value: str) -> None:
+    known = Redactor({"ACME_API_KEY": value}, keys={"K": value})
+    assert value not in known(f"<{value}>")
+    assert MARKER.search(known(f"<{value}>"))
+
+
+def test_a_key_that_begins_like_a_path_takes_no_time() -> None:
+    key = "/" + made_up(60) + "="  # twice the time for every letter, if it is tried in every way
+    assert Redactor({"AWS_SECRET_ACCESS_KEY": key})(f"<{key}>") == "<[redacted:AWS_SECRET_ACCESS_KEY]>"
+    assert Redactor({"OTHER_KEY": "/srv/keys/" + "a1" * 5_000 + "!"})("/srv/keys/") == "/srv/keys/"
+
+
+# --- what cannot be looked through ---
+
+
+class Broken(Redactor):
+    """One whose search for keys fails on some texts, as a bug or a lack of memory would have it."""
+
+    def _redacted(self, text: str) -> str:
+        if "br3ak" in text:
+            raise MemoryError
+        return super()._redacted(text)
+
+
+@pytest.mark.parametrize("text", ["br3ak", "secret and br3ak\n" * 100, "a" * 30_000 + " br3ak"], ids=len)
+def test_a_text_that_breaks_the_search_is_dropped_whole(text: str) -> None:
+    broken = Broken()
+    assert broken(text) == FAILED
+    assert broken("and on") == "and on"
+    assert broken.of({"said": text, "n": 1}) == {FAILED: FAILED}
+    assert broken.of([1, [text]]) == [FAILED]
+    assert broken.of(text) == FAILED
+
+
+def test_a_stream_that_breaks_says_so_once_and_no_more() -> None:
+    stream = Broken().stream()
+    said = [stream.feed(piece) for piece in ("Well, ", "br3", "ak ", f"{TOKENS['npm-token']} ", "and on ")]
+    assert "".join([*said, stream.close()]) == f"Well, {FAILED}"
+    assert stream.feed("Another text. ") + stream.close() == "Another text. "
+
+
+def test_a_stream_that_breaks_at_its_end() -> None:
+    stream = Broken().stream()
+    assert stream.feed("Well, br3ak") + stream.close() == f"Well, {FAILED}"
+
+
+@pytest.mark.parametrize("where", ["_lower", "_without_private_keys", "_marker", "_entropy", "_places"])
+def test_whatever_part_breaks_nothing_is_let_through(monkeypatch: pytest.MonkeyPatch, where: str) -> None:
+    def breaks(*given: object) -> str:
+        raise RuntimeError(given)
+
+    text = f"{pem()}\npassword = 'hunt3r!Tw0' {TOKENS['npm-token']}"
+    monkeypatch.setattr(redaction, where, breaks)
+    stream = Redactor().stream()
+    assert Redactor()(text) == FAILED
+    assert Redactor().of({"a": [text]}) == {FAILED: FAILED}
+    assert stream.feed(text) + stream.close() == FAILED
+    if where in {"_without_private_keys"}:
+        assert without_private_keys("a\n\nb") == f"{FAILED}\n\n{FAILED}"
+
+
+def test_a_search_that_takes_too_long_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(redaction, "PATIENCE_S", 0.0)
+    assert Redactor()("nothing in it") == FAILED
+    stream = Redactor().stream()
+    assert stream.feed("nothing in it ") + stream.close() == FAILED
+
+
+def test_values_that_are_no_json_are_dropped() -> None:
+    nested: list[object] = []
+    nested.append(nested)
+    assert redact.of({"data": b"bytes", "of": object(), "n": None}) == {"data": FAILED, "of": FAILED, "n": None}
+    assert redact.of(nested) == [FAILED]
+    assert redact.of({"x": nested}) == {FAILED: FAILED}
+
+
+HOSTILE = ("sk-proj--", "AKIA_", "eyJ-", "pwd=", "://a:", "glpat-", "Bearer a", "-----END PRIVATE KEY-----\n")
+
+
+@pytest.mark.parametrize("unit", HOSTILE)
+def test_a_text_of_near_secrets_is_looked_through(unit: str) -> None:
+    """Each beginning would look at all of the rest if it could, and the search would be given up."""
+    text = unit * (200_000 // len(unit))
+    assert redact(text) == text
+
+
+@pytest.mark.parametrize("line", ["A" * 100_000 + "_", "a1" * 50_000 + ".", " " * 100_000 + "x", "A" * 100_000 + ": x"])
+def test_long_lines_in_a_key_are_looked_through(line: str) -> None:
+    assert redact(f"-----BEGIN PRIVATE KEY-----\n{line}\n") != FAILED
+
+
 KNOWN = Redactor(keys={"FIRST": "correct horse battery", "SECOND": "r2D2-c3PO-bb8"})
 _PIECES = st.one_of(
     st.text(max_size=8),
@@ -260,8 +388,27 @@ def test_the_project_itself_and_the_standard_library_hold_no_secrets() -> None:
     assert changed + also == []
 
 
+def slowest() -> list[tuple[float, str]]:
+    """Seconds of computing for 60,000 characters of every beginning of a secret with every sign behind it."""
+    spelled = ("AKIA", "AIza", "eyJ", "SG.", ":AA", "pypi-AgE", "GOCSPX-", "-----BEGIN PRIVATE KEY-----\n")
+    needles = sorted({*(needle for rule in redaction._RULES for needle in rule.needles), *spelled})
+    took: list[tuple[float, str]] = []
+    for needle in needles:
+        for sign in ("", "-", "_", ".", " ", "/", ":", "=", "='", "a1a1a1a1.", "aaaaaaaaaaaa-"):
+            text = (needle + sign) * (60_000 // len(needle + sign))
+            started = thread_time()
+            redact(text)
+            took.append((thread_time() - started, needle + sign))
+    return sorted(took, reverse=True)
+
+
 def main() -> None:
-    """Count what would be changed below the directories given: `python -m tests.test_redaction DIR...`."""
+    """Count what would be changed below the directories given: `python -m tests.test_redaction DIR...`.
+
+    Without one, print what takes longest.
+    """
+    for seconds, unit in slowest()[:10] if not sys.argv[1:] else ():
+        sys.stdout.write(f"{seconds:.3f} s {unit!r}\n")
     for root in sys.argv[1:]:
         lines, changed = found_in(Path(root))
         sys.stdout.write("\n  ".join([f"{root}: {len(changed)} of {lines} lines", *changed]) + "\n")

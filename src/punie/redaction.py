@@ -2,7 +2,8 @@
 
 Known values (variables whose names say so, configured keys) are found as they are and in the encodings they travel
 in; other secrets by the shape their issuers gave them, or by what stands before them. Each becomes
-`[redacted:KIND]`, always the same one for the same text, and no line is added or lost.
+`[redacted:KIND]`, always the same one for the same text, and no line is added or lost. A text that cannot be looked
+through becomes `[redaction failed]` instead, all of it. What a key looks like stands here and nowhere else.
 
 Shapes: the issuers' own descriptions as gathered by GitHub's secret scanning and by gitleaks.
 """
@@ -15,9 +16,14 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from time import thread_time
 from urllib.parse import quote
 
 MARKER = re.compile(r"\[redacted:[A-Za-z0-9_.-]{1,64}\]")
+FAILED = "[redaction failed]"
+"""What stands for a text that could not be looked through."""
+PATIENCE_S = 20.0
+"""Seconds of computing that one text may take; a megabyte takes a tenth of one."""
 
 _SHORTEST = 8
 """Characters of a known value; shorter ones would be found in ordinary words."""
@@ -30,8 +36,9 @@ _SECRET_NAME = re.compile(
     re.IGNORECASE,
 )
 _PASSWORD_NAME = re.compile(r"PASS|PWD|SECRET", re.IGNORECASE)
+_BROADLY_SECRET_NAME = re.compile(r"KEY|TOKEN|SECRET|PASS|AUTH|CRED|PRIVATE|CERT", re.IGNORECASE)
 _NO_SECRET = re.compile(
-    r"(?:~|\.{0,2}|[A-Za-z]:)[/\\](?:[\w.@ :-]{1,40}[/\\]?)*"  # a path
+    r"(?:~|\.{0,2}|[A-Za-z]:)[/\\](?:[\w.@ :-]{1,40}[/\\])*[\w.@ :-]{0,40}"  # a path
     r"|[a-z][a-z0-9+.-]*://[^@\s]*"  # an address without a password
     r"|[\d.,:-]+"
     r"|(?:change_?me|placeholder|required|disabled|enabled|optional|password|username|postgres|undefined)\d*",
@@ -66,35 +73,64 @@ class Redactor:
         return Redactor(self._environment, keys={**self._keys, **keys})
 
     def __call__(self, text: str) -> str:
-        """The text without secrets."""
+        """The text without secrets; `FAILED` where that cannot be told."""
+        try:
+            return self.checked(text)
+        except Exception:  # noqa: BLE001 - whatever it was, a text that was not looked through goes no further
+            return FAILED
+
+    def checked(self, text: str) -> str:
+        """The text without secrets. Raises TimeoutError, or whatever is wrong, and then nothing may be shown."""
         return self._remembered(text) if len(text) > _LONG else self._redacted(text)
 
     def _redacted(self, text: str) -> str:
+        end = thread_time() + PATIENCE_S
         for _ in range(_ROUNDS):  # what stands beside a marker may be a token now
-            if (made := self._once(text)) == text:
+            if (made := self._once(text, end)) == text:
                 break
             text = made
         return text
 
-    def _once(self, text: str) -> str:
+    def _once(self, text: str, end: float) -> str:
         text = self._without_known(text)
         lower = _lower(text)
         for rule in _RULES:
-            if (made := rule.applied(text, lower)) != text:
+            if (made := rule.applied(text, lower, end)) != text:
                 text, lower = made, _lower(made)
-        return without_private_keys(text)
+        return _without_private_keys(text)
 
     def of(self, value: object) -> object:
-        """A value of JSON without secrets in its strings; what is stored under a secret name counts too."""
+        """A value of JSON without secrets in its names and strings; what is stored under a secret name counts too.
+
+        What is no JSON, or cannot be looked through, becomes `FAILED`, in a list or an object where it was one.
+        """
+        try:
+            return self._of(value)
+        except Exception:  # noqa: BLE001 - as above
+            match value:
+                case dict():
+                    return {FAILED: FAILED}
+                case list() | tuple():
+                    return [FAILED]
+                case _:
+                    return FAILED
+
+    def _of(self, value: object) -> object:
         match value:
             case str():
-                return self(value)
+                return self.checked(value)
             case dict():
-                return {key: self._of_named(str(key), each) for key, each in value.items()}
+                return {self._name(key): self._of_named(str(key), each) for key, each in value.items()}
             case list() | tuple():
-                return [self.of(each) for each in value]
-            case _:
+                return [self._of(each) for each in value]
+            case None | bool() | int() | float():
                 return value
+            case _:
+                return FAILED
+
+    def _name(self, key: object) -> object:
+        """The name of a field; most are short words without any sign."""
+        return key if not isinstance(key, str) or len(key) < _SHORTEST else self.checked(key)
 
     def stream(self) -> "Stream":
         """The same for a text that arrives in pieces."""
@@ -102,9 +138,9 @@ class Redactor:
 
     def _of_named(self, name: str, value: object) -> object:
         if not isinstance(value, str) or not _SECRET_NAME.search(name):
-            return self.of(value)
+            return self._of(value)
         whole = f'{name}="{value}"'
-        return _marker("secret") if self(whole) == f'{name}="{_marker("secret")}"' else self(value)
+        return _marker("secret") if self.checked(whole) == f'{name}="{_marker("secret")}"' else self.checked(value)
 
     def _without_known(self, text: str) -> str:
         pattern = self._known_in(text)
@@ -173,8 +209,8 @@ def _forms(named: tuple[tuple[str, str], ...]) -> Mapping[str, str]:
 def _encoded(value: str) -> Iterator[str]:
     value = value.strip()
     yield from (value, json.dumps(value)[1:-1], json.dumps(value, ensure_ascii=False)[1:-1])
-    yield from (quote(value, safe=""), quote(value), quote(value, safe="").replace("%20", "+"))
-    data = value.encode("utf-8", "surrogateescape")
+    data = _bytes(value)
+    yield from (quote(data, safe=""), quote(data), quote(data, safe="").replace("%20", "+"))
     yield from (data.hex(), data.hex().upper())
     for skipped in range(3):  # a value stands anywhere in what is encoded, so its first and last letters may differ
         whole = base64.b64encode(b"\0" * skipped + data).decode()
@@ -182,6 +218,14 @@ def _encoded(value: str) -> Iterator[str]:
         yield from (core, core.translate(_URL_SAFE)) if len(core) >= 10 else ()
     lines = value.splitlines() if "\n" in value else []
     yield from (line.strip() for line in lines if len(line.strip()) >= 16 and not line.startswith("-----"))
+
+
+def _bytes(value: str) -> bytes:
+    """A value as it stands in a file: half characters are bytes that are no UTF-8, or nothing that has any."""
+    try:
+        return value.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        return value.encode("utf-8", "surrogatepass")
 
 
 _URL_SAFE = str.maketrans("+/", "-_")
@@ -205,7 +249,9 @@ def _entropy(value: str) -> float:
 class _Rule:
     """Where the pattern matches at one of the needles, its group `s`, or all of it, is secret.
 
-    The needles are in lower letters and are looked for first: that is many times as fast as the pattern.
+    The needles are in lower letters and are looked for first: that is many times as fast as the pattern. No pattern
+    reads further than a few hundred characters from its needle, or a text of nothing but needles would take for
+    ever; a token that goes on there is taken to its end.
     """
 
     kind: str
@@ -213,16 +259,36 @@ class _Rule:
     pattern: re.Pattern[str]
     counts: Callable[[re.Match[str]], bool]
 
-    def applied(self, text: str, lower: str) -> str:
-        group = "s" if "s" in self.pattern.groupindex else 0
+    def applied(self, text: str, lower: str, until: float) -> str:
+        """The text with a marker for each. TimeoutError when `until`, in seconds of this thread, has passed."""
+        if thread_time() > until:
+            raise TimeoutError
         pieces: list[str] = []
+        last = 0
+        for start, end in self.found(text, lower, until):
+            pieces += [text[last:start], _marker(self.kind)]
+            last = end
+        return "".join([*pieces, text[last:]]) if pieces else text
+
+    def found(self, text: str, lower: str, until: float = math.inf) -> Iterator[tuple[int, int]]:
+        """Where each begins and ends."""
+        group = "s" if "s" in self.pattern.groupindex else 0
         end = 0
-        for place in sorted(place for needle in self.needles for place in _places(lower, needle)):
+        needles = [needle for needle in self.needles if needle in lower]
+        places = sorted(place for needle in needles for place in _places(lower, needle)) if needles else ()
+        for number, place in enumerate(places):
+            if number % 1000 == 999 and thread_time() > until:
+                raise TimeoutError
             match = self.pattern.match(text, place) if place >= end else None
             if match and self.counts(match):
-                pieces += [text[end : match.start(group)], _marker(self.kind)]
-                end = match.end(group)
-        return "".join([*pieces, text[end:]]) if pieces else text
+                start, end = match.span(group)
+                if end - start >= _MOST_READ and (rest := _REST.match(text, end)):
+                    end = rest.end()
+                yield start, end
+
+
+_MOST_READ = 256
+_REST = re.compile(r"[\w.~+/=-]*", re.ASCII)
 
 
 def _places(text: str, wanted: str) -> Iterator[int]:
@@ -247,6 +313,8 @@ _MADE_UP = re.compile(
 _TEMPLATE = re.compile(r"\$|%[({sdr]|\{|\}|<|>|\(|\)|\[|\]|^[@!&*]|^-+|::")
 _SEGMENT = re.compile(r":[A-Za-z_-]*\Z")
 """What stands before a word that is one of several names with colons between them."""
+_A_DIRECTORY = re.compile(r"(?:~|[A-Za-z]:)?[/\\][\w.@ /\\+-]*")
+"""What stands behind `PWD=` in every environment."""
 _CAMEL = re.compile(r"(?:[A-Z][a-z]{2,}){2}$")
 _WORDS = re.compile(r"[A-Za-z]*\d{0,3}(?:[-_.:/,+=@ ][A-Za-z]*\d{0,3})*")
 """Names and versions: words with few digits."""
@@ -286,6 +354,8 @@ def _is_password(match: re.Match[str]) -> bool:
 def _is_assigned(match: re.Match[str]) -> bool:
     if match["o"] == ":" and _SEGMENT.search(match.string[max(match.start() - 40, 0) : match.start()]):
         return False
+    if match["k"].casefold() == "pwd" and _A_DIRECTORY.fullmatch(_secret(match)):
+        return False
     if re.search(r"pass|pwd", match["k"], re.IGNORECASE):
         quoted_or_setting = bool(match["q"]) or match["o"] in {"=", ":"}
         return quoted_or_setting and _is_password(match) and not (not match["q"] and _WORDS.fullmatch(_secret(match)))
@@ -310,28 +380,28 @@ def _rule(
 
 _NEEDLES = "passw passphrase pwd secret token key"
 
-_RULES = (
-    _rule("aws-key", "akia asia", rf"{_START}(?:AKIA|ASIA)(?!\w*EXAMPLE)[A-Z2-7]{{16}}{_END}"),
+_TOKENS = (
+    _rule("aws-key", "akia asia", rf"{_START}(?:AKIA|ASIA)(?!\w{{0,16}}EXAMPLE)[A-Z2-7]{{16}}{_END}"),
     _rule(
         "github-token",
         "ghp_ gho_ ghu_ ghs_ ghr_ github_pat_",
         rf"{_START}(?:gh[pousr]_[A-Za-z0-9]{{36,255}}|github_pat_\w{{36,255}}){_END}",
         _is_mixed,
     ),
-    _rule("gitlab-token", "glpat-", rf"{_START}glpat-[\w-]{{20,}}", _is_mixed),
-    _rule("slack-token", "xox xapp-", rf"{_START}(?:xox[abceoprs]|xapp)-[A-Za-z0-9-]{{10,}}", _is_mixed),
+    _rule("gitlab-token", "glpat-", rf"{_START}glpat-[\w-]{{20,256}}", _is_mixed),
+    _rule("slack-token", "xox xapp-", rf"{_START}(?:xox[abceoprs]|xapp)-[A-Za-z0-9-]{{10,256}}", _is_mixed),
     _rule("slack-hook", "hooks.slack.com", r"hooks\.slack\.com/[a-z]+/(?P<s>T\w+/[AB]\w+/[\w/]{16,})", _is_mixed),
-    _rule("anthropic-key", "sk-ant-", rf"{_START}sk-ant-[\w-]{{16,}}", _is_mixed),
+    _rule("anthropic-key", "sk-ant-", rf"{_START}sk-ant-[\w-]{{16,256}}", _is_mixed),
     _rule(
         "openai-key",
         "sk-",
-        rf"{_START}sk-(?:(?:proj|svcacct|admin|or-v1)-[\w-]{{20,}}|[A-Za-z0-9]{{32,}})",
+        rf"{_START}sk-(?:(?:proj|svcacct|admin|or-v1)-[\w-]{{20,256}}|[A-Za-z0-9]{{32,}})",
         _is_mixed,
     ),
     _rule(
         "google-key",
         "aiza ya29. gocspx-",
-        rf"{_START}(?:AIza[\w-]{{35}}|ya29\.[\w-]{{30,}}|GOCSPX-[\w-]{{20,}})(?![\w-])",
+        rf"{_START}(?:AIza[\w-]{{35}}|ya29\.[\w-]{{30,1000}}|GOCSPX-[\w-]{{20,256}})(?![\w-])",
         _is_mixed,
     ),
     _rule(
@@ -341,30 +411,39 @@ _RULES = (
         _is_mixed,
     ),
     _rule("npm-token", "npm_", rf"{_START}npm_[A-Za-z0-9]{{36}}{_END}", _is_mixed),
-    _rule("pypi-token", "pypi-age", rf"{_START}pypi-AgE[\w-]{{50,}}", _is_mixed),
+    _rule("pypi-token", "pypi-age", rf"{_START}pypi-AgE[\w-]{{50,256}}", _is_mixed),
     _rule("huggingface-token", "hf_", rf"{_START}hf_[A-Za-z0-9]{{30,}}{_END}", _is_mixed),
     _rule("sendgrid-key", "sg.", rf"{_START}SG\.[\w-]{{22}}\.[\w-]{{43}}(?![\w-])", _is_mixed),
     _rule("telegram-token", ":aa", r"(?<=\d{8}):(?P<s>AA[\w-]{33})(?![\w-])", _is_mixed),
     _rule("digitalocean-token", "dop_v1_ doo_v1_ dor_v1_", rf"{_START}do[opr]_v1_[a-f0-9]{{64}}{_END}"),
     _rule("age-key", "age-secret-key-1", r"AGE-SECRET-KEY-1[A-Z0-9]{50,}"),
-    _rule("jwt", "eyj", rf"{_START}eyJ[\w-]{{10,}}\.eyJ[\w-]{{10,}}\.[\w-]{{16,}}"),
-    _rule(
-        "cut-token",
-        "ghp_ gho_ ghu_ ghs_ ghr_ github_pat_ sk-ant- sk-proj- glpat- xoxa- xoxb- xoxp- aiza npm_ pypi-age hf_ eyj",
-        rf"{_START}(?:gh[pousr]_|github_pat_|sk-ant-|sk-proj-|glpat-|xox[abp]-|AIza|npm_|pypi-AgE|hf_|eyJ)[\w-]{{8,}}(?=\.\.\.)",
-        _is_random,
-    ),
+    _rule("jwt", "eyj", rf"{_START}eyJ[\w-]{{10,1000}}\.eyJ[\w-]{{10,8000}}\.[\w-]{{16,1000}}"),
     _rule(
         "url-password",
         "://",
-        r"://[^/\s:@\"'`\x80-\xa0\u0250-\U0010ffff]{0,64}:(?P<s>[^/\s@\"'`\x80-\xa0\u0250-\U0010ffff]{6,256})@",
+        r"://[^/\s:@\"'`\x80-\xa0\u0250-\U0010ffff]{0,64}:(?P<s>[^/\s@\"'`\x80-\xa0\u0250-\U0010ffff]{1,256})@",
         _is_password,
+    ),
+)
+TOKEN_KINDS = ("private-key", *dict.fromkeys(rule.kind for rule in _TOKENS))
+"""What is known by the shape its issuer gave it, without a word that announces it."""
+
+_STEM = r"(?:gh[pousr]_|github_pat_|sk-ant-|sk-proj-|glpat-|xox[abp]-|AIza|npm_|pypi-AgE|hf_|eyJ)"
+_BEGUN_TOKEN = re.compile(rf"\b(?:{_STEM}|sk-|[rs]k_(?:live|test)_|xox[ceors]-|AKIA|ASIA)[\w-]{{16}}", re.ASCII)
+"""What may be a token, also a made-up or a cut one."""
+
+_INTRODUCED = (
+    _rule(
+        "cut-token",
+        "ghp_ gho_ ghu_ ghs_ ghr_ github_pat_ sk-ant- sk-proj- glpat- xoxa- xoxb- xoxp- aiza npm_ pypi-age hf_ eyj",
+        rf"{_START}{_STEM}[\w-]{{8,256}}(?=\.\.\.)",
+        _is_random,
     ),
     _rule(
         "authorization",
         "bearer authorization",
         r"(?:\bbearer|authorization(?:\\*[\"'])?\s{0,3}[:=]\s{0,3}(?:\\*[\"'])?(?:basic|token|bearer))"
-        r"[ \t]+(?P<s>[A-Za-z0-9._~+/-]{16,}={0,2})",
+        r"[ \t]+(?P<s>[A-Za-z0-9._~+/-]{16,512}={0,2})",
         _is_random,
         flags=re.IGNORECASE,
     ),
@@ -398,6 +477,22 @@ _RULES = (
         flags=re.IGNORECASE,
     ),
 )
+_RULES = (*_TOKENS, *_INTRODUCED)
+
+
+def tokens(text: str) -> Iterator[tuple[str, str]]:
+    """Yield (one of TOKEN_KINDS, the text of it) of all that is known by its shape alone. For those who only look."""
+    yield from (("private-key", match[0]) for match in _BEGUN_KEY.finditer(text))
+    lower = _lower(text)
+    for rule in _TOKENS:
+        yield from ((rule.kind, text[start:end]) for start, end in rule.found(text, lower))
+
+
+def looks_secret(name: str, value: str) -> bool:
+    """Whether a variable, or a header, may hold a key or a password: for what is better left out than handed on."""
+    if _BROADLY_SECRET_NAME.search(name) or _BEGUN_KEY.search(value) or _BEGUN_TOKEN.search(value):
+        return True
+    return any(rule.pattern.search(value) for rule in _TOKENS)
 
 
 _ANYWHERE, _AT_START = (
@@ -412,22 +507,32 @@ _PLAIN_WORD = re.compile(r"[A-Za-z]{1,30}[.,!?;]*")
 _BEGIN = re.compile(r"-----BEGIN (?:[A-Z0-9]+ ){0,3}PRIVATE KEY(?: BLOCK)?-----")
 _FINISH = re.compile(r"-----END (?:[A-Z0-9]+ ){0,3}PRIVATE KEY(?: BLOCK)?-----")
 _KEY_BLOCK = re.compile(rf"{_BEGIN.pattern}.*?{_FINISH.pattern}", re.DOTALL)
+_BEGUN_KEY = re.compile(rf"{_BEGIN.pattern}\s*[A-Za-z0-9+/=:]")
 _BODY = re.compile(
-    r"(?=(?:[A-Za-z]*[\d+/]){2})(?=[a-z\d+/]*[A-Z])(?=[A-Z\d+/]*[a-z])[A-Za-z0-9+/]{40,}={0,2}(?![\w.-])"
+    r"(?<![A-Za-z0-9+/])(?=(?:[A-Za-z]*+[\d+/]){2})(?=[a-z\d+/]*+[A-Z])(?=[A-Z\d+/]*+[a-z])"
+    r"[A-Za-z0-9+/]{40,}+={0,2}(?![\w.-])"
 )
 """A line of a key: letters of both cases and digits, as chance has them, which rules out names and hashes."""
 _LAST = re.compile(r"(?:\s*\d+\t|\S+:\d+[: ])?[^\w+/=]*(?P<s>=?[A-Za-z0-9+/]{2,}={0,2})(?=[\s\"',;)]*\Z)")
 """The last line of a key may be short; nothing but a line number stands before it."""
 _LINE_ENDS = re.compile(r"(\\+[nrt])")
-_HEADER = re.compile(r"[A-Z][A-Za-z-]+: |\t?\s*$")
+_HEADER = re.compile(r"[A-Z][A-Za-z-]{1,40}: ")
 _PRIVATE_KEY = _marker("private-key")
 
 
 def without_private_keys(text: str) -> str:
     """The text with every line of a key's body replaced in its place, whatever stands before it on the line.
 
-    For those who show a part of a text in which a key may begin further up.
+    For those who show a part of a text in which a key may begin further up. `FAILED` in every line where that cannot be
+    told.
     """
+    try:
+        return _without_private_keys(text)
+    except Exception:  # noqa: BLE001 - as in Redactor
+        return re.sub("[^\n]+", FAILED, text)
+
+
+def _without_private_keys(text: str) -> str:
     if "PRIVATE KEY" not in text:
         return text
     lines = text.split("\n")
@@ -445,7 +550,7 @@ def without_private_keys(text: str) -> str:
         masked = _masked(line[start:end], follows=last == number - 1)
         if masked != line[start:end]:
             lines[number], last = line[:start] + masked + line[end:], number
-        elif not begins and not _HEADER.search(line) and not ends:
+        elif not begins and line.strip() and not _HEADER.search(line) and not ends:
             inside = False
         inside = inside and not ends
     return "\n".join(lines)
@@ -496,23 +601,36 @@ class Stream:
     def __init__(self, redactor: Redactor) -> None:
         self._redactor = redactor
         self._held = ""
+        self._failed = False
         self._before = ""
         """The beginning of the word that goes on: its middle is no place where a token begins."""
 
     def feed(self, piece: str) -> str:
-        """Return what is certain of the text so far."""
+        """Return what is certain of the text so far; `FAILED` once, and nothing more, when that cannot be told."""
+        if self._failed:
+            return ""
         self._held += piece
-        ready = self._ready()
-        return self._released(ready)
+        try:
+            return self._released(self._ready())
+        except Exception:  # noqa: BLE001 - as in Redactor
+            self._failed, self._held, self._before = True, "", ""
+            return FAILED
 
     def close(self) -> str:
-        """Return the rest: no more will come."""
-        return self._released(len(self._held))
+        """Return the rest: no more will come. What is fed next is another text."""
+        failed, self._failed = self._failed, False
+        if failed:
+            return ""
+        try:
+            return self._released(len(self._held))
+        except Exception:  # noqa: BLE001 - as in Redactor
+            self._held = self._before = ""
+            return FAILED
 
     def _released(self, end: int) -> str:
         ready, self._held = self._held[:end], self._held[end:]
-        shown = self._redactor(self._before + ready)
-        whole = shown.removeprefix(self._before) if shown.startswith(self._before) else self._redactor(ready)
+        shown = self._redactor.checked(self._before + ready)
+        whole = shown.removeprefix(self._before) if shown.startswith(self._before) else self._redactor.checked(ready)
         word = _WORD.search(self._before + ready)
         self._before = word[0] if word else ""
         return whole

@@ -13,7 +13,7 @@ from punie_training.rules import is_placeholder
 
 FOUND = "1 class inherits from Basket\nshop.py:3 class Gift(Basket)"
 FLASK_CARD = {"licences": {"shop": "MIT"}}
-KEY = "AKIA" + "IOSFODNN7EXAMPLE"
+KEY = "AKIA" + "Q7X2MZ4KD6PLT3NV"
 
 
 @pytest.fixture(scope="module")
@@ -263,12 +263,12 @@ def test_texts_that_only_look_like_placeholders(text: str):
     "text",
     [
         KEY,
-        "ghp_" + "a1B2" * 9,
-        "sk-ant-" + "api03-" + "x1" * 20,
-        "sk-proj-" + "Ab1" * 14,
+        "ghp_" + "a1B2c3D4e5F6" * 3,
+        "sk-ant-" + "api03-" + "x1Yq8Lm2Zt" * 4,
+        "sk-proj-" + "Ab1xY7qK2" * 5,
         "-----BEGIN RSA " + "PRIVATE KEY-----\nMIIEow",
         "xoxb-" + "123456789012-abcdefghijkl",
-        "postgres://app:" + "s3cretPassw0rd@db/app",
+        "postgres://app:" + "hunt3r-Tw0x77@db/app",
     ],
 )
 def test_secrets_are_found_and_never_printed_whole(text: str):

@@ -119,7 +119,7 @@ def _talk(number: int) -> Row:
 
 def test_a_lesson_that_is_there_already_and_a_secret_are_taken_out() -> None:
     sieve = Sieve()
-    secret = _row(2, answer="The key is AKIA" + "IOSFODNN7EXAMPLE.")
+    secret = _row(2, answer="The key is AKIA" + "Q7X2MZ4KD6PLT3NV.")
     kept = list(sieve.sifted([_row(1), _row(1, project="flask"), _row(1, answer="None."), secret, _talk(1)]))
     assert [r.id for r in kept] == ["click-1", "click-1", "d1"]
     assert sieve.dropped == {

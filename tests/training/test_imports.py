@@ -210,7 +210,7 @@ REJECTED = [
     ("no question", broken(m1=None)),
     ("a content that is not text", broken(m1={"content": [{"type": "image_url", "image_url": {"url": "x"}}]})),
     ("a turn from 'narrator'", broken(m1={"role": "narrator"})),
-    ("a key or token", broken(m4={"content": "Use AKIA" + "IOSFODNN7EXAMPLE."})),
+    ("a key or token", broken(m4={"content": "Use AKIA" + "Q7X2MZ4KD6PLT3NV."})),
     ("a call cannot be read", glaive("<functioncall> get_exchange_rate of USD")),
     ("a call cannot be read", sharegpt("get_exchange_rate of USD")),
     ("the declarations are no JSON", {**sharegpt(), "tools": "[{"}),

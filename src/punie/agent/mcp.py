@@ -28,9 +28,8 @@ from punie.agent.permissions import Call, authorize
 from punie.backends._notices import tell
 from punie.errors import ConfigError, McpError
 from punie.extensions import Definition, McpServer, filled
-from punie.redaction import Redactor
+from punie.redaction import Redactor, looks_secret
 from punie.tools import Workspace
-from punie.tools._environment import looks_secret
 
 if TYPE_CHECKING:
     from pydantic_ai.mcp import MCPToolset
