@@ -7,12 +7,13 @@ agents read too. Hooks stand under `[hooks]` in config.toml. Nothing is started 
 import hashlib
 import json
 import re
+import shlex
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, Self, get_args
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from punie.errors import ConfigError
 from punie.local_models import NonEmpty
@@ -261,3 +262,45 @@ class Hooks(BaseModel):
     def __bool__(self) -> bool:
         """Whether there are any."""
         return bool(self.before_tool or self.after_tool or self.turn_end)
+
+
+# --- checks ---
+
+CheckName = Literal["ruff", "types", "tests"]
+
+
+class OwnCheck(BaseModel):
+    """A command that is run after a turn that changed files."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    command: NonEmpty
+    """`{files}` in it stands for the changed files, quoted for the shell."""
+    files: NonEmpty = "*"
+    """A pattern of .gitignore: the files that it is about. Where none of them was changed it is not run."""
+    timeout_s: Seconds = 120
+
+    @model_validator(mode="after")
+    def _files_alone(self) -> Self:
+        # Within quotes or a substitution the names of files would be code.
+        if any("{files}" in word and word != "{files}" for word in _bare_words(self.command)):
+            raise ValueError("{files} must stand alone in the command, without quotes")
+        return self
+
+
+def _bare_words(command: str) -> list[str]:
+    """The words of a command with their quotes, the whole of it where quotes do not match."""
+    try:
+        return shlex.split(command, posix=False)
+    except ValueError:
+        return [command]
+
+
+def _known_check(value: object) -> object:
+    names = get_args(CheckName)
+    if isinstance(value, str) and value not in names:
+        raise ValueError(f"there is no check named '{value}': there are {', '.join(names)}, and tables with a command")
+    return value
+
+
+Check = Annotated[CheckName | OwnCheck, BeforeValidator(_known_check)]

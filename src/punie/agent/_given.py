@@ -1,4 +1,4 @@
-"""Which instructions a conversation has brought: written down in it, beside the results that they came with."""
+"""What in a conversation nobody typed: instructions that came with results, and what checks of the project said."""
 
 from collections.abc import Mapping, Sequence
 
@@ -6,6 +6,14 @@ from pydantic_ai.messages import ModelMessage, ModelRequest, ToolReturnPart
 
 GIVEN = "instructions"
 """Key in the metadata of a tool result that brought instructions: the files, by their paths from the workspace."""
+
+CHECKS = "checks"
+"""Key in the metadata of a message that tells the model which checks failed: their names."""
+
+
+def is_typed(message: ModelMessage) -> bool:
+    """Whether the prompts in a message are the user's own words."""
+    return not given_in([message]) and CHECKS not in (message.metadata or {})
 
 
 def given_in(messages: Sequence[ModelMessage]) -> Mapping[str, int]:

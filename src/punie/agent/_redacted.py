@@ -6,7 +6,7 @@ they are in the conversation, which keeps its beginning byte for byte; they are 
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeVar, cast
+from typing import Any, TypeAlias, TypeVar, cast
 
 from pydantic_ai import RunContext
 from pydantic_ai.capabilities import AbstractCapability
@@ -23,6 +23,7 @@ from punie.redaction import MARKER, Redactor
 from punie.tools import Workspace
 
 T = TypeVar("T")
+Check: TypeAlias = events.CheckStarted | events.CheckEnded
 _KEY = "api-key"
 
 
@@ -118,9 +119,15 @@ class RedactedEvents:
         for event in found:
             yield from self._taken(event)
 
-    def aside(self, notice: events.Notice) -> events.Notice:
-        """A notice that may come in the middle of a word."""
-        return events.Notice(self._redact(notice.text))
+    def aside(self, event: events.Notice | Check) -> events.Event:
+        """What does not come from the model, and may come in the middle of a word."""
+        match event:
+            case events.Notice():
+                return events.Notice(self._redact(event.text))
+            case events.CheckStarted():
+                return replace(event, command=self._redact(event.command))
+            case events.CheckEnded():
+                return replace(event, command=self._redact(event.command), output=self._redact(event.output))
 
     def _taken(self, event: events.Event) -> Iterator[events.Event]:
         match event:
@@ -147,11 +154,11 @@ class RedactedEvents:
         yield from _said(events.Thinking, self._thought.close())
 
     def _whole(
-        self, event: "events.Notice | events.ToolCalled | events.ToolReturned | events.TurnEnded"
+        self, event: "events.Notice | Check | events.ToolCalled | events.ToolReturned | events.TurnEnded"
     ) -> events.Event:
         redact = self._redact
         match event:
-            case events.Notice():
+            case events.Notice() | events.CheckStarted() | events.CheckEnded():
                 return self.aside(event)
             case events.ToolCalled():
                 return replace(event, arguments=_arguments(event.arguments, redact))

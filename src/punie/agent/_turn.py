@@ -11,6 +11,7 @@ from pydantic_ai.capabilities import AbstractCapability
 from pydantic_ai.exceptions import UserError
 from pydantic_ai.messages import (
     AgentStreamEvent,
+    EnqueuedMessagesEvent,
     FunctionToolCallEvent,
     FunctionToolResultEvent,
     ModelMessage,
@@ -131,6 +132,8 @@ class Turn:
                 yield self._call(call)
             case FunctionToolResultEvent(part=result):
                 yield self._result(result)
+            case EnqueuedMessagesEvent():  # what was answered so far stays, although the turn goes on
+                self._settle()
             case AgentRunResultEvent(result=result):
                 self._output = result.output
 
@@ -175,7 +178,7 @@ class Turn:
         return called
 
     def _result(self, result: ToolReturnPart) -> ToolReturned:
-        self._earlier_text, self._text = self._text or self._earlier_text, ""
+        self._settle()
         returned = ToolReturned(
             id=result.tool_call_id,
             name=result.tool_name,
@@ -185,6 +188,10 @@ class Turn:
         )
         self._returned[returned.id] = returned
         return returned
+
+    def _settle(self) -> None:
+        """What was shown is not withdrawn any more."""
+        self._earlier_text, self._text = self._text or self._earlier_text, ""
 
     def end(self, error: PunieError | None) -> Iterator[Event]:
         """The last events of the turn."""

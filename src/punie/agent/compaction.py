@@ -27,7 +27,7 @@ from pydantic_ai.tools import ToolDefinition
 
 from punie import tools
 from punie.agent import calls
-from punie.agent._given import given_in
+from punie.agent._given import is_typed
 from punie.agent._room import LEFT_OUT, Shrinking, is_left_out, is_too_long, results_of, shortened
 from punie.agent.instructions import instructions_for
 from punie.backends._notices import tell
@@ -350,7 +350,7 @@ def _extract(messages: Sequence[ModelMessage], *, tokens: int) -> list[list[str]
     """The last questions, each with its final answer, that together take so many tokens; oldest first."""
     found: list[list[str]] = []
     for message in messages:
-        for part in message.parts if not given_in([message]) else ():
+        for part in message.parts if is_typed(message) else ():
             if isinstance(part, UserPromptPart) and isinstance(message, ModelRequest):
                 found.append([str(part.content)[:_LONGEST_SAID], ""])
             elif isinstance(part, TextPart) and found:

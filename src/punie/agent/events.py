@@ -7,6 +7,7 @@ from typing import Literal, TypeAlias
 from pydantic_ai.messages import ModelMessage
 
 ToolOutcome = Literal["ok", "error", "denied"]
+CheckOutcome = Literal["passed", "failed", "stopped", "not run"]
 StopReason = Literal["done", "limit", "loop", "denied", "error", "interrupted"]
 
 
@@ -59,6 +60,27 @@ class Notice:
 
 
 @dataclass(frozen=True)
+class CheckStarted:
+    """A check of what the turn changed runs now."""
+
+    name: str
+    command: str
+
+
+@dataclass(frozen=True)
+class CheckEnded:
+    """A check ended. `output` says why one was not run; one that was stopped took too long or printed too much."""
+
+    name: str
+    command: str
+    outcome: CheckOutcome
+    output: str
+    duration_s: float
+    returned: bool
+    """Whether the model is told, and goes on in this turn to mend it."""
+
+
+@dataclass(frozen=True)
 class UsageUpdated:
     """Tokens of the turn so far."""
 
@@ -107,4 +129,15 @@ class TurnEnded:
     exit_code: int = 0
 
 
-Event: TypeAlias = Text | Thinking | TextReplaced | ToolCalled | ToolReturned | Notice | UsageUpdated | TurnEnded
+Event: TypeAlias = (
+    Text
+    | Thinking
+    | TextReplaced
+    | ToolCalled
+    | ToolReturned
+    | CheckStarted
+    | CheckEnded
+    | Notice
+    | UsageUpdated
+    | TurnEnded
+)

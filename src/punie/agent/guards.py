@@ -30,7 +30,7 @@ from pydantic_ai.tools import ToolDefinition
 
 from punie import tools, wire
 from punie.agent import _copying, calls, citations
-from punie.agent._given import given_in
+from punie.agent._given import is_typed
 from punie.agent.limits import CUT, NOTE_AT, REFUSED, LoopWatch, cut_repetition, note
 from punie.backends._notices import tell
 from punie.config import Limits
@@ -182,7 +182,7 @@ def _ask_again(invented: Sequence[citations.Place]) -> str:
 
 def _question(messages: Sequence[ModelMessage]) -> str:
     """What the user asked last."""
-    requests = [message for message in messages if isinstance(message, ModelRequest) and not given_in([message])]
+    requests = [message for message in messages if isinstance(message, ModelRequest) and is_typed(message)]
     asked = [part for message in requests for part in message.parts if isinstance(part, UserPromptPart)]
     return str(asked[-1].content) if asked else ""
 

@@ -7,7 +7,7 @@ import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing
 from dataclasses import replace
-from typing import TypeVar
+from typing import TypeAlias, TypeVar
 
 from pydantic_ai import Agent, CancellationToken, UsageLimits
 from pydantic_ai.exceptions import AgentRunError, RunCancelled
@@ -16,9 +16,10 @@ from pydantic_ai.models import Model
 
 from punie.agent import failures
 from punie.agent._recorded import Recorder
-from punie.agent._redacted import RedactedEvents, redactor_for
+from punie.agent._redacted import Check, RedactedEvents, redactor_for
 from punie.agent._turn import Stopwatch, Turn
-from punie.agent.events import Event, Notice, TurnEnded
+from punie.agent.checks import showing
+from punie.agent.events import CheckEnded, CheckStarted, Event, Notice, TurnEnded
 from punie.agent.offered import offered
 from punie.agent.session import Session
 from punie.backends._notices import listening
@@ -27,6 +28,7 @@ from punie.errors import Interrupted, PunieError, SessionError
 from punie.tools import Workspace
 
 T = TypeVar("T")
+Aside: TypeAlias = Notice | Check
 
 
 async def run_turn(
@@ -76,7 +78,8 @@ async def run_turn(
             turn.follow(run)
             async with aclosing(_with_notices(run)) as events:
                 async for event in events:
-                    for seen in (safe.aside(event),) if isinstance(event, Notice) else safe.all(turn.see(event)):
+                    aside = isinstance(event, Notice | CheckStarted | CheckEnded)
+                    for seen in (safe.aside(event),) if aside else safe.all(turn.see(event)):
                         yield seen
     except PunieError as raised:
         error = raised
@@ -105,9 +108,9 @@ def _stored(ended: TurnEnded, session: Session) -> TurnEnded:
     return ended
 
 
-async def _with_notices(events: AsyncIterator[T]) -> AsyncGenerator[T | Notice, None]:
-    """The events, and between them what a backend tells, also while the next event is still being waited for."""
-    queue: asyncio.Queue[T | Notice | None] = asyncio.Queue()
+async def _with_notices(events: AsyncIterator[T]) -> AsyncGenerator[T | Aside, None]:
+    """The events, and between them what backends and checks tell, also while the next event is being waited for."""
+    queue: asyncio.Queue[T | Aside | None] = asyncio.Queue()
     pump = asyncio.create_task(_pump(events, queue))
     try:
         while (item := await queue.get()) is not None:
@@ -119,10 +122,10 @@ async def _with_notices(events: AsyncIterator[T]) -> AsyncGenerator[T | Notice, 
         await asyncio.gather(pump, return_exceptions=True)
 
 
-async def _pump(events: AsyncIterator[T], queue: "asyncio.Queue[T | Notice | None]") -> None:
+async def _pump(events: AsyncIterator[T], queue: "asyncio.Queue[T | Aside | None]") -> None:
     """Hand over event by event, each when the one before has been dealt with; the listener belongs to this task."""
     try:
-        with listening(lambda text: queue.put_nowait(Notice(text))):
+        with listening(lambda text: queue.put_nowait(Notice(text))), showing(queue.put_nowait):
             async for event in events:
                 queue.put_nowait(event)
                 await queue.join()

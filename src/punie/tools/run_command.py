@@ -26,16 +26,25 @@ async def run_command(ctx: RunContext[Workspace], command: str, timeout: float |
         raise ModelRetry("command holds a null byte or half a character. Leave it out.")
     ceiling = ctx.deps.command_timeout_s
     limit = ceiling if timeout is None else min(max(timeout, MIN_TIMEOUT_S), ceiling)
-    sandbox = ctx.deps.sandbox
-    outcome = await run(
+    return told(await ran(command, workspace=ctx.deps, timeout_s=limit), limit=limit, redact=ctx.deps.redact)
+
+
+async def ran(command: str, *, workspace: Workspace, timeout_s: float) -> Outcome:
+    """Run a command in the sandbox of a workspace; output too long to keep goes to a file of Punie's own."""
+    sandbox = workspace.sandbox
+    return await run(
         command,
         sandbox=sandbox,
-        timeout_s=limit,
+        timeout_s=timeout_s,
         network=sandbox.network_for(command),
         save_to=sandbox.new_output if sandbox.state_dir else None,
     )
+
+
+def told(outcome: Outcome, *, limit: float, redact: Redactor) -> str:
+    """How a command ended and what it printed, as the model is told; `limit` are the seconds that it had."""
     restored = [f"put back as it was: {printable(str(path))}" for path in outcome.restored]
-    return "\n".join([_header(outcome, limit=limit), *_lines(outcome, ctx.deps.redact), *restored])
+    return "\n".join([_header(outcome, limit=limit), *_lines(outcome, redact), *restored])
 
 
 def _header(outcome: Outcome, *, limit: float) -> str:

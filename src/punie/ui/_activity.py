@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from punie.ui._clean import clean, one_line
 
 if TYPE_CHECKING:
-    from punie.agent.events import UsageUpdated
+    from punie.agent.events import CheckEnded, UsageUpdated
 
 MAX_ARGUMENT = 60
 MAX_HEADER = 160
@@ -50,6 +50,15 @@ def activity_line(call: str, output: str, *, outcome: str, seconds: float, width
     room = None if width is None else max(width - len(rest) - 2, _SHORTEST_CALL)
     shown = call if room is None or len(call) <= room else call[: room - 1] + "…"
     return f"• {shown}{rest}"
+
+
+def check_line(check: "CheckEnded", *, width: int | None = None) -> str:
+    """`• check ruff: failed, the model is told → exit 1 in 0.1 s: ruff check a.py (30 ms)`."""
+    told = ", the model is told" if check.returned else ""
+    call = f"check {clean(check.name)}: {check.outcome}{told}"
+    header = check.output.partition("\n")[0]
+    output = f"{header}: {check.command}" if check.command else header
+    return activity_line(call, output, outcome="ok", seconds=check.duration_s, width=width)
 
 
 def first_lines(output: str, *, count: int, width: int) -> Iterator[str]:

@@ -7,12 +7,13 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from punie.agent import events
-from punie.ui._activity import Requests, activity_line, call_text, first_lines
+from punie.ui._activity import Requests, activity_line, call_text, check_line, first_lines
 from punie.ui._clean import Cleaner, clean
 from punie.ui._markdown import Block, draw, split_all, split_long, tail
 from punie.ui._screen import Screen
 
 _RESULT_LINES = 3
+_TODO_LINES = 15
 
 
 class TurnDrawing:
@@ -60,6 +61,11 @@ class TurnDrawing:
             case events.Notice():
                 self._flush()
                 self._note(event.text)
+            case events.CheckStarted():
+                self._flush()
+                self._screen.status(f"Checking: {clean(event.command)}")
+            case events.CheckEnded():
+                self._check(event)
             case events.UsageUpdated():
                 self._count(event)
             case events.TurnEnded():
@@ -143,10 +149,24 @@ class TurnDrawing:
         )
         style = "cyan" if event.outcome == "ok" else "yellow"
         self._console.print(Text(line, style), no_wrap=True, overflow="ellipsis")
-        for shown in first_lines(event.output, count=_RESULT_LINES, width=max(self._console.width - 4, 20)):
+        count = _TODO_LINES if event.name == "write_todos" else _RESULT_LINES
+        for shown in first_lines(event.output, count=count, width=max(self._console.width - 4, 20)):
             self._console.print(Text("  " + shown, "dim"), no_wrap=True, crop=True)
         self._verbatim |= {line for line in clean(event.output).splitlines() if line.strip()}
         self._streamed = ""
+        self._screen.status("Thinking")
+
+    def _check(self, event: events.CheckEnded) -> None:
+        """One line for a check, and a few of what it printed if it failed; the answer before it stays."""
+        self._flush()
+        self._streamed = ""
+        self._screen.folds.add(f"check {event.name}: {event.command}", event.output)
+        style = {"passed": "cyan", "failed": "yellow"}.get(event.outcome, "dim")
+        line = check_line(event, width=self._console.width)
+        self._console.print(Text(line, style), no_wrap=True, overflow="ellipsis")
+        if event.outcome == "failed":
+            for shown in first_lines(event.output, count=_RESULT_LINES, width=max(self._console.width - 4, 20)):
+                self._console.print(Text("  " + shown, "dim"), no_wrap=True, crop=True)
         self._screen.status("Thinking")
 
     def _end(self, ended: events.TurnEnded) -> None:

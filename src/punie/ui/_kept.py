@@ -200,10 +200,10 @@ def last_words(messages: "Sequence[ModelMessage]") -> tuple[str, str]:
     """The last prompt, and the text of the last answer; empty where there is none."""
     from pydantic_ai.messages import TextPart, UserPromptPart
 
-    from punie.agent.memory import given_in
+    from punie.agent._given import is_typed
 
     parts = [part for message in messages for part in message.parts]
-    typed = [part for message in messages if not given_in([message]) for part in message.parts]
+    typed = [part for message in messages if is_typed(message) for part in message.parts]
     asked = next((part.content for part in reversed(typed) if isinstance(part, UserPromptPart)), "")
     answered = next((part.content for part in reversed(parts) if isinstance(part, TextPart)), "")
     return asked if isinstance(asked, str) else "", answered

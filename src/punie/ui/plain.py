@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Protocol, TextIO, assert_never
 
 from punie.errors import PunieError, UsageError
 from punie.redaction import Redactor
-from punie.ui._activity import Requests, activity_line, call_text, duration_text
+from punie.ui._activity import Requests, activity_line, call_text, check_line, duration_text
 from punie.ui._clean import clean
 from punie.ui.options import Options, OutputFormat
 
@@ -235,6 +235,10 @@ class TextShow:
                 self._end(event)
             case events.UsageUpdated():
                 self._count(event)
+            case events.CheckEnded():
+                _write(self._err, check_line(event))
+            case events.CheckStarted():
+                pass  # How it ended is what matters where nobody watches.
             case events.Text() | events.TextReplaced() | events.Thinking():
                 pass  # The answer is printed when it is final; what was streamed may still be withdrawn.
             case _:
@@ -270,6 +274,8 @@ class JsonShow:
 
         if isinstance(event, events.Notice):
             _note(self._err, event.text)
+        elif isinstance(event, events.CheckEnded):
+            _write(self._err, check_line(event))
         elif isinstance(event, events.TurnEnded):
             _write(self._out, json.dumps(result(self._about, event)))
 
@@ -301,6 +307,10 @@ class StreamShow:
                 self._line("tool_result", {**fields, "output": event.output[:OUTPUT_CHARACTERS]})
             case events.UsageUpdated():
                 self._line("usage", asdict(event))
+            case events.CheckStarted():
+                self._line("check_started", asdict(event))
+            case events.CheckEnded():
+                self._line("check_ended", {**asdict(event), "output": event.output[:OUTPUT_CHARACTERS]})
             case events.Notice():
                 _note(self._err, event.text)
             case events.TurnEnded():

@@ -143,12 +143,12 @@ def as_markdown(store: "SessionStore", name: str) -> str:
 def _blocks(message: "ModelMessage") -> Iterator[str]:
     from pydantic_ai.messages import UserPromptPart
 
-    from punie.agent.memory import given_in
+    from punie.agent._given import CHECKS, is_typed
 
-    brought = bool(given_in([message]))
+    heading = "Checks" if CHECKS in (message.metadata or {}) else "Instructions"
     for part in message.parts:
-        if brought and isinstance(part, UserPromptPart):
-            yield f"Instructions\n\n{fenced(str(part.content))}"
+        if isinstance(part, UserPromptPart) and not is_typed(message):
+            yield f"{heading}\n\n{fenced(str(part.content))}"
         elif text := _block(part):
             yield text
 
