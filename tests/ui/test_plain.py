@@ -86,9 +86,9 @@ def test_what_each_request_read_anew_is_said_to_those_who_ask() -> None:
     show = plain.show_for("text", about=ABOUT, out=io.StringIO(), err=err, verbose=True)
     for usage in (UsageUpdated(100, 5, 0), UsageUpdated(100, 5, 0), UsageUpdated(220, 9, 90)):
         show.take(usage)
-    assert err.getvalue().splitlines() == [
-        "punie: request 1: reused 0 / prefilled 100 tokens",
-        "punie: request 2: reused 90 / prefilled 30 tokens",
+    assert [line.partition(" in ")[0] for line in err.getvalue().splitlines()] == [
+        "punie: request 1: reused 0 / prefilled 100 tokens, wrote 5",
+        "punie: request 2: reused 90 / prefilled 30 tokens, wrote 4",
     ]
 
 

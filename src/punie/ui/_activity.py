@@ -1,7 +1,8 @@
 """How a tool call, its result and a preview look, in one line or a few."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from time import perf_counter
 from typing import TYPE_CHECKING
 
 from punie.ui._clean import clean, one_line
@@ -72,17 +73,25 @@ def first_lines(output: str, *, count: int, width: int) -> Iterator[str]:
 
 @dataclass
 class Requests:
-    """Parts the running totals of a turn into its requests."""
+    """Parts the running totals of a turn, and its time, into its requests."""
 
     _read: int = 0
     _cached: int = 0
+    _written: int = 0
     _number: int = 0
+    _since: float = field(default_factory=perf_counter)
+
+    def resume(self) -> None:
+        """What comes next is the model's time again: a tool has returned."""
+        self._since = perf_counter()
 
     def line(self, usage: "UsageUpdated") -> str:
-        """`request 2: reused 812 / prefilled 40 tokens`; empty when nothing was read since the last time."""
+        """`request 2: reused 812 / prefilled 40 tokens, wrote 12 in 1.3 s`; empty when nothing was read since."""
         read, reused = usage.input_tokens - self._read, usage.cached_tokens - self._cached
-        self._read, self._cached = usage.input_tokens, usage.cached_tokens
+        written, seconds = usage.output_tokens - self._written, perf_counter() - self._since
+        self._read, self._cached, self._written = usage.input_tokens, usage.cached_tokens, usage.output_tokens
         if read <= 0:
             return ""
         self._number += 1
-        return f"request {self._number}: reused {reused} / prefilled {read - reused} tokens"
+        took = f"wrote {written} in {duration_text(seconds)}"
+        return f"request {self._number}: reused {reused} / prefilled {read - reused} tokens, {took}"

@@ -57,6 +57,7 @@ class TurnDrawing:
                 self._calls[event.id] = call_text(event.name, event.arguments)
                 self._screen.status(self._calls[event.id])
             case events.ToolReturned():
+                self._requests.resume()
                 self._result(event)
             case events.Notice():
                 self._flush()

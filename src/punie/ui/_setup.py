@@ -25,6 +25,7 @@ from punie.trust import state_directory
 from punie.ui._agents_md import agent_files
 from punie.ui._extensions import Extensions
 from punie.ui._progress import OnProgress
+from punie.ui._verbose import settings_lines
 from punie.ui.options import MODES, Options
 
 if TYPE_CHECKING:
@@ -67,6 +68,8 @@ class Setup:
     """What every request will begin with, and about what that costs."""
     checks_by_user: bool = False
     """Whether the checks that are switched on were written down by the user, and not by the project."""
+    sources: tuple[str, ...] = ()
+    """Which files, variables and flags set what."""
     extensions: Extensions = field(default_factory=Extensions)
     """MCP servers and hooks; whoever runs an agent ends them."""
 
@@ -130,6 +133,7 @@ def prepare(options: Options, *, env: Mapping[str, str]) -> Setup:
         user_dir=resolved.user_file.parent,
         about=(written.line,) if written.line else (),
         checks_by_user=not resolved.sources["checks"].startswith(f"{resolved.project_file}:"),
+        sources=tuple(settings_lines(resolved)),
         extensions=extensions,
     )
 

@@ -16,8 +16,8 @@ from punie.ui._canary import QUESTION, ask_canary
 from punie.ui._clean import clean
 from punie.ui._progress import PreparationProgress
 from punie.ui._setup import prepare
+from punie.ui._verbose import totals
 from punie.ui.options import Options
-from punie.ui.plain import totals
 
 _ALSO = "Also: mlx:PATH_OR_ID[+ADAPTER], gguf:PATH[+ADAPTER], claude[:MODEL], openai:MODEL[@URL]"
 _DIALECTS = {

@@ -13,14 +13,15 @@ from typing import TYPE_CHECKING, Protocol, TextIO, assert_never
 
 from punie.errors import PunieError, UsageError
 from punie.redaction import Redactor
-from punie.ui._activity import Requests, activity_line, call_text, check_line, duration_text
+from punie.ui._activity import activity_line, call_text, check_line
 from punie.ui._clean import clean
+from punie.ui._verbose import Detailed
 from punie.ui.options import Options, OutputFormat
 
 if TYPE_CHECKING:
     from pydantic_ai import Agent
 
-    from punie.agent.events import Event, TurnEnded, UsageUpdated
+    from punie.agent.events import Event, TurnEnded
     from punie.agent.session import Session
     from punie.config import AgentConfig
     from punie.tools import Workspace
@@ -63,7 +64,7 @@ def run(options: Options) -> int:
             "--resume needs an ID with -p.", "`punie sessions list` shows them; --continue takes the last."
         )
     setup = prepare(options, env=os.environ)
-    for notice in setup.notices:
+    for notice in (*(setup.sources if options.verbose else ()), *setup.notices):
         _note(sys.stderr, notice)
     spec = Redactor(os.environ)(setup.config.model)  # the address of a server may hold a password
     about = About(spec, spec, setup.session_id, str(setup.root))
@@ -121,6 +122,9 @@ def _answer_with(setup: "Setup", prompt: str, *, options: Options, about: About,
         session_id = session.id if session is not None else about.session_id
         about = replace(about, model_id=model.model_name, session_id=session_id)
         show = show_for(options.output_format, about=about, out=sys.stdout, err=sys.stderr, verbose=options.verbose)
+        if options.verbose:
+            _note(sys.stderr, f"model: {about.model} is {about.model_id}")
+            _note(sys.stderr, f"session: {session.id}" if session is not None else "session: nothing is stored")
         workspace = open_workspace(setup)
         return answer(
             agent,
@@ -135,11 +139,13 @@ def _answer_with(setup: "Setup", prompt: str, *, options: Options, about: About,
 
 def show_for(output_format: OutputFormat, *, about: About, out: TextIO, err: TextIO, verbose: bool = False) -> Show:
     """Return what draws the events in the asked format."""
-    if output_format == "text":
-        return TextShow(out, err, verbose=verbose)
-    if output_format == "json":
-        return JsonShow(out, err, about=about)
-    return StreamShow(out, err, about=about)
+    shows: Mapping[OutputFormat, Callable[[], Show]] = {
+        "text": lambda: TextShow(out, err),
+        "json": lambda: JsonShow(out, err, about=about),
+        "stream-json": lambda: StreamShow(out, err, about=about),
+    }
+    show = shows[output_format]()
+    return Detailed(show, err, calls=output_format != "text") if verbose else show
 
 
 def answer(
@@ -211,12 +217,10 @@ async def _turn(
 class TextShow:
     """The answer as text; one line on standard error for every tool that ran."""
 
-    def __init__(self, out: TextIO, err: TextIO, *, verbose: bool = False) -> None:
+    def __init__(self, out: TextIO, err: TextIO) -> None:
         self._out = out
         self._err = err
-        self._verbose = verbose
         self._calls: dict[str, str] = {}
-        self._requests = Requests()
 
     def take(self, event: "Event") -> None:
         """Draw one event."""
@@ -233,21 +237,14 @@ class TextShow:
                 _note(self._err, event.text)
             case events.TurnEnded():
                 self._end(event)
-            case events.UsageUpdated():
-                self._count(event)
             case events.CheckEnded():
                 _write(self._err, check_line(event))
             case events.CheckStarted():
                 pass  # How it ended is what matters where nobody watches.
-            case events.Text() | events.TextReplaced() | events.Thinking():
+            case events.Text() | events.TextReplaced() | events.Thinking() | events.UsageUpdated():
                 pass  # The answer is printed when it is final; what was streamed may still be withdrawn.
             case _:
                 assert_never(event)
-
-    def _count(self, usage: "UsageUpdated") -> None:
-        line = self._requests.line(usage)
-        if self._verbose and line:
-            _note(self._err, line)
 
     def _end(self, ended: "TurnEnded") -> None:
         if ended.answer.strip():
@@ -256,8 +253,6 @@ class TextShow:
             _note(self._err, ended.error)
         elif ended.stop_reason != "done":
             _note(self._err, f"stopped: {ended.stop_reason}")
-        if self._verbose:
-            _note(self._err, totals(ended))
 
 
 class JsonShow:
@@ -354,16 +349,6 @@ def _failure(about: About, error: PunieError) -> dict[str, object]:
     nothing = UsageUpdated(input_tokens=0, output_tokens=0, cached_tokens=0)
     told = Redactor(os.environ)(str(error))
     return result(about, TurnEnded("error", "", (), 0, Timing(), nothing, error=told, exit_code=error.exit_code))
-
-
-def totals(ended: "TurnEnded") -> str:
-    """Tokens and seconds of a turn in one line."""
-    usage, timing = ended.usage, ended.timing
-    cached = f" ({usage.cached_tokens} cached)" if usage.cached_tokens else ""
-    parts = [f"{usage.input_tokens} tokens in{cached}, {usage.output_tokens} out", duration_text(timing.total_s)]
-    phases = {"load": timing.load_s, "prefill": timing.prefill_s, "decode": timing.decode_s, "tools": timing.tools_s}
-    parts += [f"{name} {duration_text(seconds)}" for name, seconds in phases.items() if seconds]
-    return " · ".join(parts)
 
 
 def _note(stream: TextIO, text: str) -> None:
