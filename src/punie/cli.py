@@ -5,6 +5,7 @@ and its groups cannot hold a free prompt beside commands. Everything else is imp
 """
 
 import argparse
+import gc
 import os
 import signal
 import sys
@@ -15,7 +16,7 @@ from typing import NamedTuple, Never
 
 from punie.errors import PunieError, UsageError
 from punie.ui import _examples
-from punie.ui.options import EXPORT_FORMATS, MODES, OUTPUT_FORMATS, Options
+from punie.ui.options import EXPORT_FORMATS, MODES, OUTPUT_FORMATS, Options, directory
 
 DESCRIPTION = """\
 A coding agent that runs on your own machine.
@@ -37,6 +38,24 @@ def _add_run_flags(parser: argparse.ArgumentParser) -> None:
     add("-p", "--print", action="store_true", dest="print_only", help="answer once on standard output, then exit")
     add("-m", "--model", metavar="SPEC", help="local[:NAME], mlx:PATH, gguf:PATH, claude[:MODEL], openai:MODEL[@URL]")
     add("-C", "--cwd", metavar="DIR", help="work in DIR instead of the current directory")
+    _add_policy_flags(parser)
+    add("--output-format", choices=OUTPUT_FORMATS, default="text", metavar="FORMAT", help=", ".join(OUTPUT_FORMATS))
+    add("-c", "--continue", action="store_true", dest="continue_last", help="go on with this directory's last session")
+    add("-r", "--resume", nargs="?", const="", metavar="ID", help="go on with a session; without ID, list them")
+    add(
+        "--fork", "--fork-session", action="store_true", dest="fork", help="go on with a copy; the session itself stays"
+    )
+    add(
+        "-v",
+        "--verbose",
+        action="store_true",
+        help="on standard error: settings files, model, every request, call and retry",
+    )
+
+
+def _add_policy_flags(parser: argparse.ArgumentParser) -> None:
+    """What the model may do, and what is kept."""
+    add = parser.add_argument
     add("--permission-mode", choices=MODES, metavar="MODE", help=", ".join(MODES))
     add("--yolo", action="store_true", help="run every tool without asking (bypassPermissions)")
     add(
@@ -52,19 +71,7 @@ def _add_run_flags(parser: argparse.ArgumentParser) -> None:
         help="tools the model does not get, and rules of what is denied",
     )
     add("--max-turns", type=int, metavar="N", help="requests to the model for one prompt, at most")
-    add("--output-format", choices=OUTPUT_FORMATS, default="text", metavar="FORMAT", help=", ".join(OUTPUT_FORMATS))
-    add("-c", "--continue", action="store_true", dest="continue_last", help="go on with this directory's last session")
-    add("-r", "--resume", nargs="?", const="", metavar="ID", help="go on with a session; without ID, list them")
-    add(
-        "--fork", "--fork-session", action="store_true", dest="fork", help="go on with a copy; the session itself stays"
-    )
     add("--no-session", action="store_true", help="store nothing of this conversation, not even what was typed")
-    add(
-        "-v",
-        "--verbose",
-        action="store_true",
-        help="on standard error: settings files, model, every request, call and retry",
-    )
 
 
 def _root_parser() -> _Parser:
@@ -198,6 +205,19 @@ def _mcp(arguments: Sequence[str]) -> int:
     return mcp.run(given.action, asked, options=_command_options(given))
 
 
+def _acp(arguments: Sequence[str]) -> int:
+    parser = _command_parser("acp", "[OPTIONS]")
+    _add_policy_flags(parser)
+    parser.set_defaults(prompt=None, print_only=False, output_format="text", continue_last=False, resume=None)
+    parser.set_defaults(fork=False)
+    given = parser.parse_args(arguments)
+    if given.cwd is not None:
+        parser.error("the editor names the directory of each session, so there is no --cwd")
+    from punie.ui import acp
+
+    return acp.run(_options(given))
+
+
 def _doctor(arguments: Sequence[str]) -> int:
     parser = _command_parser("doctor", "[--quick] [--json] [--bundle FILE [--session ID]]")
     add = parser.add_argument
@@ -232,7 +252,7 @@ def _trust(arguments: Sequence[str]) -> int:
     given = parser.parse_args(arguments)
     from punie.ui import trust
 
-    return trust.run(given.action or "add", _directory(given.directory or given.cwd), env=os.environ)
+    return trust.run(given.action or "add", directory(given.directory or given.cwd), env=os.environ)
 
 
 def _train(arguments: Sequence[str]) -> int:
@@ -262,6 +282,7 @@ COMMANDS: Mapping[str, Command] = {
     "sessions": Command("List, show, export, import and delete stored conversations", _sessions),
     "trust": Command("Trust a project: its .punie/config.toml is read from then on", _trust),
     "mcp": Command("List, add, remove, approve and test MCP servers", _mcp),
+    "acp": Command("Serve the Agent Client Protocol on standard input and output, for editors", _acp),
     "doctor": Command("Check engine, weights, settings and directories, and say how to mend them", _doctor),
     "train": Command("Train and evaluate the model (`punie train --help`)", _train),
 }
@@ -327,8 +348,11 @@ def _run(arguments: list[str]) -> int:
     from punie.ui._keyboard import quiet_keys
 
     with quiet_keys():  # what is typed while the chat is being imported is for its prompt, and Return stays Return
+        gc.disable()  # there is no garbage in what is imported, and looking for it takes a twentieth of the time
         from punie.ui import terminal
 
+        gc.freeze()
+        gc.enable()
         return terminal.run(options)
 
 
@@ -355,7 +379,7 @@ def _options(given: argparse.Namespace) -> Options:
     if given.no_session and (given.continue_last or given.resume is not None):
         raise UsageError("--no-session cannot go on with a stored session.")
     return Options(
-        cwd=_directory(given.cwd),
+        cwd=directory(given.cwd),
         prompt=" ".join(given.prompt) if given.prompt else None,
         print_only=given.print_only,
         model=given.model,
@@ -373,30 +397,13 @@ def _options(given: argparse.Namespace) -> Options:
 
 
 def _command_options(given: argparse.Namespace) -> Options:
-    return Options(cwd=_directory(given.cwd), model=given.model, verbose=given.verbose)
+    return Options(cwd=directory(given.cwd), model=given.model, verbose=given.verbose)
 
 
 def _names(values: Sequence[str] | None) -> tuple[str, ...]:
     from punie.rules import split_rules
 
     return tuple(rule for value in values or () for rule in split_rules(value))
-
-
-def _directory(given: str | None) -> Path:
-    """The real working directory; a clear error where there is none that can be read."""
-    try:
-        path = Path(given).expanduser() if given is not None else Path.cwd()
-        path = path.resolve(strict=True)
-    except FileNotFoundError as error:
-        where = f"No such directory: {given}" if given is not None else "The current directory no longer exists"
-        raise UsageError(f"{where}.", "Name an existing one with --cwd DIR.") from error
-    except (OSError, RuntimeError) as error:
-        raise UsageError(f"Cannot work in {given or 'the current directory'}: {error}.") from error
-    if not path.is_dir():
-        raise UsageError(f"Not a directory: {path}.", "Name a directory with --cwd DIR.")
-    if not os.access(path, os.R_OK | os.X_OK):
-        raise UsageError(f"Not allowed to read the directory {path}.")
-    return path
 
 
 def _print_version() -> int:

@@ -3,8 +3,11 @@
 A NamedTuple: importing `dataclasses` would be a fifth of the time `punie --help` takes.
 """
 
+import os
 from pathlib import Path
 from typing import Literal, NamedTuple
+
+from punie.errors import UsageError
 
 OutputFormat = Literal["text", "json", "stream-json"]
 OUTPUT_FORMATS: tuple[OutputFormat, ...] = ("text", "json", "stream-json")
@@ -48,3 +51,20 @@ class Options(NamedTuple):
             "limits.max_turns": self.max_turns,
             "save_sessions": False if self.no_session else None,
         }
+
+
+def directory(given: str | None) -> Path:
+    """The real working directory; a clear error where there is none that can be read."""
+    try:
+        path = Path(given).expanduser() if given is not None else Path.cwd()
+        path = path.resolve(strict=True)
+    except FileNotFoundError as error:
+        where = f"No such directory: {given}" if given is not None else "The current directory no longer exists"
+        raise UsageError(f"{where}.", "Name an existing one with --cwd DIR.") from error
+    except (OSError, RuntimeError, ValueError) as error:
+        raise UsageError(f"Cannot work in {given or 'the current directory'}: {error}.") from error
+    if not path.is_dir():
+        raise UsageError(f"Not a directory: {path}.", "Name a directory with --cwd DIR.")
+    if not os.access(path, os.R_OK | os.X_OK):
+        raise UsageError(f"Not allowed to read the directory {path}.")
+    return path
