@@ -98,7 +98,7 @@ OVER_EAGER = Measure("over eager", lambda o: not o.needs_tool, lambda o: o.used_
 """A tool where none is needed: general questions, and follow-up questions that the conversation answers."""
 UNDER_EAGER = Measure("under eager", lambda o: o.needs_tool, lambda o: not o.used_tool, wanted=False)
 LOOP_GUARD = Measure("loop guard", lambda o: True, lambda o: o.stop_reason == "loop", wanted=False)
-"""Stopped because the same calls came again and again."""
+"""Stopped because the same call, or the same text, came again and again."""
 NO_ANSWER = Measure("no answer", lambda o: True, lambda o: not o.answered, wanted=False)
 """Stopped before the end, or ended without a word."""
 PLACES = Measure("places exact", lambda o: o.cited > 0, lambda o: o.cited == o.cited_right)
