@@ -22,8 +22,9 @@ DESCRIPTION = """\
 A coding agent that runs on your own machine.
 
 Without -p, Punie chats in the terminal, starting with PROMPT if there is one.
-With -p it answers once and exits; PROMPT may also come on standard input. Nobody can be asked
-then: a tool that needs a permission ends the run, unless --allowed-tools or a mode allows it."""
+With -p it answers once and exits; PROMPT may also come on standard input.
+Nobody can be asked then: a tool that needs a permission ends the run, unless
+--allowed-tools or a mode allows it."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -101,7 +102,7 @@ def _command_parser(name: str, usage: str) -> _Parser:
     )
     parser.add_argument("-C", "--cwd", metavar="DIR", help="work in DIR instead of the current directory")
     parser.add_argument("-m", "--model", metavar="SPEC", help="the model to use instead of the configured one")
-    parser.add_argument("-v", "--verbose", action="store_true", help="more detail")
+    parser.add_argument("-v", "--verbose", action="store_true", help="more detail, where there is any")
     return parser
 
 
@@ -132,8 +133,8 @@ def _config(arguments: Sequence[str]) -> int:
 
 def _sessions(arguments: Sequence[str]) -> int:
     usage = (
-        "[list [--all] | show ID | export ID [-o FILE] [--format FORMAT]\n"
-        "                       | import FILE | rm ID... | prune]"
+        "[list [--all] | show ID | import FILE | rm ID... | prune\n"
+        "                       | export ID [-o FILE] [--format FORMAT]]"
     )
     parser = _command_parser("sessions", usage)
     actions = ("list", "show", "export", "import", "rm", "delete", "prune")
@@ -167,8 +168,9 @@ def _mcp(arguments: Sequence[str]) -> int:
     # What follows a lone -- is the server's own command line.
     end = list(arguments).index("--") if "--" in arguments else len(arguments)
     usage = (
-        "[list [--json] | add NAME [FLAGS] (URL | -- COMMAND [ARG...]) | remove NAME [--project]\n"
-        "                  | approve NAME | test NAME]"
+        "[list [--json] | approve NAME | test NAME\n"
+        "                  | add NAME [FLAGS] (URL | -- COMMAND [ARG...])\n"
+        "                  | remove NAME [--project]]"
     )
     parser = _command_parser("mcp", usage)
     parser.add_argument("action", nargs="?", default="list", choices=("list", "add", "remove", "approve", "test"))
@@ -282,8 +284,8 @@ COMMANDS: Mapping[str, Command] = {
     "sessions": Command("List, show, export, import and delete stored conversations", _sessions),
     "trust": Command("Trust a project: its .punie/config.toml is read from then on", _trust),
     "mcp": Command("List, add, remove, approve and test MCP servers", _mcp),
-    "acp": Command("Serve the Agent Client Protocol on standard input and output, for editors", _acp),
-    "doctor": Command("Check engine, weights, settings and directories, and say how to mend them", _doctor),
+    "acp": Command("Serve the Agent Client Protocol to an editor, on stdin and stdout", _acp),
+    "doctor": Command("Check all that Punie needs, ask the model, name every cure", _doctor),
     "train": Command("Train and evaluate the model (`punie train --help`)", _train),
 }
 

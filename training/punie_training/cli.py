@@ -14,6 +14,17 @@ HOME = Path("training")
 Command = Callable[[argparse.Namespace], int]
 
 
+EXAMPLES = """\
+examples:
+  punie train list                         recipes, data, runs
+  punie train run training/recipes/0001-first-cut.toml
+  punie train eval --split dev --scale 0.1 --out training/runs/mine
+  punie train report training/runs/mine
+
+exit codes:
+  0 done   1 failed   2 usage or configuration   130 interrupted"""
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     options = _parser().parse_args(argv)
@@ -22,7 +33,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="punie train", description="Make the data, train, evaluate, report.")
+    parser = argparse.ArgumentParser(
+        prog="punie train",
+        description="Make the data, train, evaluate, report.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument(
         "--cache-dir", type=Path, default=default_cache_dir(), help="where corpora and weights are kept"
     )

@@ -29,7 +29,7 @@ examples:
   punie models test openai:qwen3@http://127.0.0.1:8080/v1
 
 exit codes:
-  0 done; of `test`: answered right   1 failed   2 no such model   130 interrupted""",
+  0 done; `test`: answered right   1 failed   2 no such model   130 interrupted""",
     "config": """\
 examples:
   punie config show                        every setting, and what set it
@@ -70,7 +70,7 @@ exit codes:
 examples:
   punie mcp add issues --env 'TOKEN=${ISSUES_TOKEN}' -- issues-mcp --read-only
   punie mcp add docs https://docs.example.com/mcp -H 'X-Key: ${DOCS_KEY}'
-  punie mcp add build --project -- ./tools/mcp.py    for everybody who works here
+  punie mcp add build --project -- ./tools/mcp.py    for all who work here
   punie mcp test docs                      start it, list its tools
 
 Your own servers stand in mcp.json beside your config.toml, those of a project

@@ -55,6 +55,8 @@ _NAMED = (
 """Beginnings of the names of variables that change what Punie does; their values stay out."""
 _PLAIN = re.compile(r"[A-Za-z_-]+|[\d.:]+|\$\{.*\}|https?://[^@]*")
 """What stands in a server's headers and variables and is no secret: words, numbers, references, addresses."""
+_FREE = ("instructions", "hooks.", "stop_sequences", "checks")
+"""Settings in whose texts anything may stand."""
 _HEADERS = ("OTEL_EXPORTER_OTLP_HEADERS", "OTEL_EXPORTER_OTLP_TRACES_HEADERS")
 
 
@@ -159,7 +161,8 @@ def _config(options: Options) -> Iterator[str]:
     try:
         resolved = load_settings(cwd=options.cwd, env=os.environ, flags=options.flags())
         for key, value, source in resolved.rows():
-            yield f"{key} = {value!r}  ({source})"
+            written = key.startswith(_FREE) and value
+            yield f"{key} = {'(left out)' if written else repr(value)}  ({source})"
         servers = find_servers(resolved)
     except PunieError as error:
         yield f"cannot be read: {error}"

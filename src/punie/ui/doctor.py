@@ -122,6 +122,7 @@ def _found(
         yield Finding("problem", "settings", error.cause, error.next_step)
         return
     yield Finding("ok", "settings", f"{user_config_file(env)}, model {setup.config.model}")
+    yield from (Finding("ok", "settings", line) for line in (setup.sources if options.verbose else ()))
     yield from (Finding("note", "settings", notice) for notice in setup.notices)
     broken = False
     for finding in _for_model(setup, env):
@@ -129,6 +130,9 @@ def _found(
         yield finding
     if asks and not broken:
         yield from _question(setup, seconds=seconds, result=result)
+    if options.verbose and result.canary is not None:
+        yield from (Finding("ok", "call", line) for line in result.canary.activity())
+        yield Finding("ok", "answer", repr(result.canary.ended.answer))
 
 
 def _for_model(setup: Setup, env: Mapping[str, str]) -> Iterator[Finding]:

@@ -29,7 +29,10 @@ _DIALECTS = {
 
 def run(action: str, name: str | None, *, options: Options) -> int:
     """Do one action of `punie models` and return the exit code."""
-    settings = prepare(options, env=os.environ).settings
+    setup = prepare(options, env=os.environ)
+    settings = setup.settings
+    if options.verbose:
+        sys.stderr.write("".join(f"punie: {clean(line)}\n" for line in setup.sources))
     match action:
         case "list":
             return _list(settings)

@@ -200,7 +200,7 @@ class Chat:
 
     def _greet(self) -> None:
         self.console.print(Text.assemble(("punie", "bold"), (f"  {self._place()}  ·  /help", "dim")))
-        self.say(self.setup.about, style="dim")
+        self.say((*self.setup.about, *(self.setup.sources if self.options.verbose else ())), style="dim")
         for notice in self.setup.notices:
             self.warn(notice)
         if self.setup.settings.save_sessions and not self._typed_before.is_kept:
