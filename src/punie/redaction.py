@@ -582,7 +582,7 @@ def _mask_above(lines: list[str], end: int) -> None:
 
 # --- text in pieces ---
 
-_WORD = re.compile(r"[!-~\u00a1-\u02ff]*\Z")
+_WORD = re.compile(r"(?<![!-~\u00a1-\u02ff])[!-~\u00a1-\u02ff]*+\Z")
 _INTRODUCTION = re.compile(
     rf"(?:{_KEYWORD}(?:\\*[\"'`])?\]?[ \t]{{0,4}}(?::=|=>|={{1,2}}|:)?[ \t]{{0,4}}"
     r"|--(?:password|passwd|passphrase|token|secret|api-key)[ \t]*"
@@ -636,8 +636,10 @@ class Stream:
         return whole
 
     def _ready(self) -> int:
-        if len(self._held) > _MOST_HELD:
-            return len(self._held)
+        ready = self._certain()
+        return ready if len(self._held) - ready <= _MOST_HELD else len(self._held)
+
+    def _certain(self) -> int:
         begin = max((match.start() for match in _BEGIN.finditer(self._held)), default=-1)
         is_open = begin >= 0 and not _FINISH.search(self._held, begin)
         start, held = begin if is_open else self._redactor.uncertain_from(self._held), -1
@@ -658,5 +660,6 @@ class Stream:
 
     def _word(self, end: int) -> int:
         """Where the word that ends here begins."""
-        word = _WORD.search(self._held, max(end - _MOST_HELD, 0), end)
-        return word.start() if word else end
+        first = max(end - _MOST_HELD, 0)
+        word = _WORD.search(self._held, first, end)
+        return word.start() if word else first

@@ -22,7 +22,7 @@ from typing import Any, Self
 
 from punie.config import SandboxOptions
 from punie.tools import Workspace
-from punie.tools._process import run
+from punie.tools._process import Spill, run
 
 NOBODY = 65534
 CANARY = "canary-5f1d7c"
@@ -46,7 +46,7 @@ def serve(root: str, state: str, kind: str) -> None:
                 sandbox=workspace.sandbox,
                 timeout_s=request["timeout_s"],
                 network=request["network"],
-                save_to=workspace.sandbox.new_output,
+                save_to=Spill(workspace.sandbox.new_output, workspace.redact),
             )
         )
         answer = {
@@ -55,7 +55,7 @@ def serve(root: str, state: str, kind: str) -> None:
             "seconds": outcome.seconds,
             "output": (outcome.head + outcome.tail).decode("utf-8", "replace"),
             "dropped": outcome.dropped,
-            "saved": str(outcome.save() or "") if outcome.dropped else "",
+            "saved": str(saved.path) if outcome.dropped and (saved := outcome.save()) else "",
             "restored": [str(path) for path in outcome.restored],
             "peak_kb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
         }

@@ -20,6 +20,7 @@ from pydantic_ai import RunContext
 from pydantic_ai.models.test import TestModel
 from pydantic_ai.usage import RunUsage
 
+from punie import redaction
 from punie.config import SandboxOptions, load_settings
 from punie.errors import ConfigError
 from punie.tools import Sandbox, SandboxState, Workspace, _process, _sandbox, _seatbelt, _seccomp, sandbox_state
@@ -458,6 +459,11 @@ class TestState:
             load_settings(cwd=work, env=env, flags={})
 
 
+def bytes_of(file: Path) -> bytes:
+    """For tests that run in an event loop, which nobody waits for here."""
+    return file.read_bytes()
+
+
 class TestRunning:
     async def test_a_permission_for_the_network_is_for_one_run_of_one_command(self, tmp_path: Path):
         sandbox = Workspace(tmp_path).sandbox
@@ -490,6 +496,36 @@ class TestRunning:
         numbers = "".join(f"{number}\n" for number in range(1, 100_000))[:100_000]
         assert (await asyncio.to_thread(Path(cut[1]).read_text)) == numbers
         assert result.endswith("\n100000")
+
+    async def test_no_secret_lies_in_the_file_with_the_rest_of_an_output(self, tmp_path: Path):
+        (tmp_path / "work").mkdir()
+        key = "ghp_a7QJBd0Kh8oOOL8dKLzdocJ2isAjIhKtJ0Rl12"
+        secret = {"ACME_API_KEY": "plain-Words-77", "PATH": os.environ["PATH"]}
+        workspace = Workspace(tmp_path / "work", state_dir=tmp_path / "state", environment=secret)
+        told = f"echo {key[:20]}'{key[20:]}' plain-'Words'-77"
+        for command in (
+            f"seq 300; {told}",
+            f"seq 9000; {told}; seq 9000; printf 'odd \\377 byte\n'",
+            f"{told}; seq 9000",
+        ):
+            result = await run_command(context(workspace), command)
+            file = Path(re.findall(r"; all of it: (\S+)", result)[0])
+            saved = bytes_of(file)
+            assert b"[redacted:github-token] [redacted:ACME_API_KEY]\n" in saved
+            assert saved.count(b"\n") == sum(map(int, re.findall(r"seq (\d+)", command))) + 1 + command.count("odd")
+            assert (b"odd \xff byte\n" in saved) == ("odd" in command)
+            assert not any(each in saved for each in (key.encode(), b"plain-Words-77"))
+
+    async def test_output_that_cannot_be_looked_through_is_not_kept(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ):
+        (tmp_path / "work").mkdir()
+        monkeypatch.setattr(redaction, "PATIENCE_S", 0.0)
+        workspace = Workspace(tmp_path / "work", state_dir=tmp_path / "state")
+        result = await run_command(context(workspace), "seq 9000; seq 9000")
+        file = re.findall(r"; the first \d+ bytes of it: (\S+)", result)[0]
+        assert bytes_of(Path(file)) == redaction.FAILED.encode()
+        assert "\n1\n" not in result
 
     @staticmethod
     def _saved(result: str) -> str:

@@ -1,6 +1,7 @@
 """Running a command confined, with limited time, limited output and a scrubbed environment."""
 
 import asyncio
+import codecs
 import contextlib
 import os
 import signal
@@ -8,8 +9,9 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import BinaryIO, Literal, NamedTuple
 
+from punie.redaction import FAILED, PATIENCE_S, Redactor
 from punie.tools._sandbox import Run, Sandbox, supervised
 
 HEAD_BYTES = 32 * 1024
@@ -29,7 +31,7 @@ class Outcome:
     """How a command ended. `head` and `tail` are its output, with `dropped` bytes between them.
 
     `stopped` says what it had too much of, if it was stopped. `restored` are protected paths it had changed, which
-    are as they were. `save` keeps the output in a file, at most the first 64 MB of it, and returns the file.
+    are as they were. `save` keeps the output in a file, without secrets and at most the first 64 MB of it.
     """
 
     status: int
@@ -39,7 +41,22 @@ class Outcome:
     tail: bytes
     dropped: int
     restored: tuple[Path, ...] = ()
-    save: Callable[[], Path | None] = field(default=lambda: None, repr=False)
+    save: "Callable[[], Saved | None]" = field(default=lambda: None, repr=False)
+
+
+class Saved(NamedTuple):
+    """A file with output, and whether all of it is in there."""
+
+    path: Path
+    whole: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Spill:
+    """Where output goes that is too long to be kept in memory: `place` names a new file, `redact` sees to it."""
+
+    place: Callable[[], Path]
+    redact: Redactor
 
 
 async def run(
@@ -48,12 +65,12 @@ async def run(
     sandbox: Sandbox,
     timeout_s: float,
     network: bool = False,
-    save_to: Callable[[], Path] | None = None,
+    save_to: Spill | None = None,
     stdin: int = asyncio.subprocess.DEVNULL,
 ) -> Outcome:
     """Run a shell command. Whatever way this ends, also by cancellation, its processes are ended.
 
-    `save_to` names a new file for output that is too long to be kept in memory; `stdin` is an open file to read from.
+    `save_to` says what becomes of output that is too long to be kept in memory; `stdin` is an open file to read from.
     """
     await asyncio.to_thread(lambda: sandbox.state)  # the first time, this tries the sandbox out
     with sandbox.run(command, network=network) as prepared, supervised(prepared.plan) as (arguments, note):
@@ -120,7 +137,7 @@ class _Output(asyncio.Protocol):
     It is a pipe of our own because asyncio counts a process as running while anyone holds one of its pipes open.
     """
 
-    def __init__(self, write_end: int, save_to: Callable[[], Path] | None) -> None:
+    def __init__(self, write_end: int, save_to: Spill | None) -> None:
         self.write_end = write_end
         self.head = bytearray()
         self.tail = bytearray()
@@ -128,13 +145,12 @@ class _Output(asyncio.Protocol):
         self.ended = asyncio.Event()
         self.flooded = asyncio.Event()
         self._save_to = save_to
-        self._saved: Path | None = None
-        self._file: BinaryIO | None = None
+        self._saved: _File | None = None
         self._total = 0
         self._transport: asyncio.BaseTransport | None = None
 
     @classmethod
-    async def open(cls, save_to: Callable[[], Path] | None) -> "_Output":
+    async def open(cls, save_to: Spill | None) -> "_Output":
         read_end, write_end = os.pipe()
         _, output = await asyncio.get_running_loop().connect_read_pipe(
             lambda: cls(write_end, save_to), os.fdopen(read_end, "rb", buffering=0)
@@ -150,7 +166,8 @@ class _Output(asyncio.Protocol):
         self._total += len(data)
         if self._total > HEAD_BYTES + TAIL_BYTES:
             self.save()
-            self._write(data)
+            if self._saved is not None:
+                self._saved.write(data)
         room = HEAD_BYTES - len(self.head)
         self.head += data[:room]
         self.tail += data[room:]
@@ -160,35 +177,22 @@ class _Output(asyncio.Protocol):
         if self._total > MAX_OUTPUT_BYTES:
             self.flooded.set()
 
-    def save(self) -> Path | None:
+    def save(self) -> Saved | None:
         """Begin the file with what has come so far; None if there is no place for one."""
         if self._save_to is not None and self._saved is None:
             try:
-                self._saved = self._save_to()
-                flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-                self._file = os.fdopen(os.open(self._saved, flags, 0o600), "wb")
+                self._saved = _File(self._save_to)
             except OSError:
-                self._save_to = self._saved = None
+                self._save_to = None
                 return None
-            self._write(bytes(self.head + self.tail))
+            self._saved.write(bytes(self.head + self.tail))
             if self.ended.is_set():
-                self._close_file()
-        return self._saved
-
-    def _write(self, data: bytes) -> None:
-        if self._file is None:
-            return
-        try:
-            room = SAVED_BYTES - self._file.tell()
-            self._file.write(data[:room])
-        except OSError:
-            self._close_file()  # the disk is full; the command goes on
+                self._saved.close()
+        return Saved(self._saved.path, self._saved.whole) if self._saved is not None else None
 
     def _close_file(self) -> None:
-        if self._file is not None:
-            with contextlib.suppress(OSError):
-                self._file.close()
-            self._file = None
+        if self._saved is not None:
+            self._saved.close()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.ended.set()
@@ -198,6 +202,57 @@ class _Output(asyncio.Protocol):
         if self._transport is not None:
             self._transport.close()
         self._close_file()  # nothing more comes, and what has come is to be found in the file
+
+
+class _File:
+    """A file that gets output as it comes, without secrets. OSError if it cannot be made; a full disk ends it.
+
+    A text that only pretends to hold secrets can take long to look through, so there is an end to that as well.
+    """
+
+    def __init__(self, spill: Spill) -> None:
+        self.path = spill.place()
+        self.whole = True
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        self._file: BinaryIO | None = os.fdopen(os.open(self.path, flags, 0o600), "wb")
+        self._stream = spill.redact.stream()
+        self._decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
+        self._patience = PATIENCE_S
+
+    def write(self, data: bytes) -> None:
+        """Take the next bytes; what may be the beginning of a secret is held back."""
+        self._take(data, is_last=False)
+
+    def close(self) -> None:
+        """Write what was held back."""
+        self._take(b"", is_last=True)
+        self._end()
+
+    def _take(self, data: bytes, *, is_last: bool) -> None:
+        if self._file is None:
+            self.whole = self.whole and not data
+            return
+        started = time.thread_time()
+        text = self._stream.feed(self._decoder.decode(data, final=is_last))
+        text += self._stream.close() if is_last else ""
+        self._patience -= time.thread_time() - started
+        made = text.encode("utf-8", "surrogateescape")
+        try:
+            room = SAVED_BYTES - self._file.tell()
+            self._file.write(made[:room])
+        except OSError:
+            room = -1  # the disk is full; the command goes on
+        if room < len(made) or self._patience < 0 or text.endswith(FAILED):
+            self.whole = False
+            self._end()
+
+    def _end(self) -> None:
+        file, self._file = self._file, None
+        if file is not None:
+            try:
+                file.close()
+            except OSError:
+                self.whole = False
 
 
 async def _finish(process: asyncio.subprocess.Process, output: _Output) -> None:

@@ -5,7 +5,7 @@ from pydantic_ai import ModelRetry, RunContext
 from punie.controls import plain
 from punie.redaction import Redactor
 from punie.tools._output import MAX_BYTES, MAX_ITEMS, clip, counted, fitting, printable
-from punie.tools._process import MAX_OUTPUT_BYTES, Outcome, run
+from punie.tools._process import MAX_OUTPUT_BYTES, Outcome, Spill, run
 from punie.tools._sandbox import MAX_PROCESSES
 from punie.tools._workspace import Workspace
 
@@ -37,7 +37,7 @@ async def ran(command: str, *, workspace: Workspace, timeout_s: float) -> Outcom
         sandbox=sandbox,
         timeout_s=timeout_s,
         network=sandbox.network_for(command),
-        save_to=sandbox.new_output if sandbox.state_dir else None,
+        save_to=Spill(sandbox.new_output, workspace.redact) if sandbox.state_dir else None,
     )
 
 
@@ -79,12 +79,13 @@ def _where(outcome: Outcome) -> str:
     """The file with the output, and how much of it that is: the file is bounded, and the disk may be full."""
     saved = outcome.save()
     try:
-        kept = saved.stat().st_size if saved else 0
+        kept = saved.path.stat().st_size if saved else 0
     except OSError:
         return ""
-    total = len(outcome.head) + outcome.dropped + len(outcome.tail)
-    amount = "all" if kept >= total else f"the first {counted(kept, 'byte')}"
-    return f"; {amount} of it: {printable(str(saved))}" if kept else ""
+    if saved is None or not kept:
+        return ""
+    amount = "all" if saved.whole else f"the first {counted(kept, 'byte')}"
+    return f"; {amount} of it: {printable(str(saved.path))}"
 
 
 def _split(data: bytes, redact: Redactor) -> list[str]:
