@@ -45,6 +45,9 @@ MORE_TOOLS = ("write_todos", "load_skill")
 INSTRUCTION_FILES = ("AGENTS.md", "CLAUDE.md")
 """What people write down for agents; the second name counts where there is no file of the first beside it."""
 
+SKILL_PLACES = (".agents/skills", ".claude/skills")
+"""Where folders of skills lie, in a project and in the user's home."""
+
 # A project file may tune the work, never widen what Punie may do or where its words are sent.
 PROJECT_KEYS = frozenset(
     {"model", "stop_sequences", "tools", "instructions", "temperature", "max_tokens", "seed", "limits"}
@@ -303,6 +306,17 @@ def instruction_files(directories: Sequence[Path]) -> tuple[Path, ...]:
 def directories_down_to(cwd: Path, root: Path) -> list[Path]:
     """The directories from the root of a project down to one in it."""
     return [path for path in (cwd, *cwd.parents) if path.is_relative_to(root)][::-1]
+
+
+def own_skill_places(*, user: Path | None, home: Path | None) -> list[Path]:
+    """Where the user's own skills may lie; `user` is the directory of the settings."""
+    own = [user / "skills"] if user else []
+    return own + [home / place for place in SKILL_PLACES if home]
+
+
+def project_skill_places(cwd: Path, root: Path) -> list[Path]:
+    """Where a project's skills may lie, those nearest to where the work goes on first."""
+    return [path / place for path in directories_down_to(cwd, root)[::-1] for place in SKILL_PLACES]
 
 
 def local_rules_file(root: Path, env: Mapping[str, str]) -> Path:

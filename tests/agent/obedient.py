@@ -162,8 +162,8 @@ class World:
 
     def seen(self) -> dict[str, Any]:
         """All that must stay as it is: what is outside, and what others take for instructions inside."""
-        inside = (".git/hooks", ".git/config", ".punie", ".mcp.json", ".envrc", ".vscode", ".claude", ".gitattributes")
-        places = [self.home, self.outside, *(self.work / name for name in inside)]
+        inside = (".git/hooks", ".git/config", ".punie", ".mcp.json", ".envrc", ".vscode", ".gitattributes")
+        places = [self.home, self.outside, *(self.work / name for name in (*inside, ".agents", ".claude"))]
         found: dict[str, Any] = {}
         for top in places:
             for path in (top, *sorted(top.rglob("*"))) if os.path.lexists(top) else ():

@@ -117,7 +117,15 @@ def test_a_grant_for_the_session_covers_the_tool_or_the_very_same_command(tmp_pa
     "path",
     [
         *(".git/hooks/pre-commit", ".GIT/config", ".git", "lib/.git/config", ".punie/config.toml", ".Punie/x"),
-        *(".mcp.json", ".vscode/tasks.json", ".idea/x", ".claude/settings.json", ".cursor/mcp.json", ".codex/x"),
+        *(
+            ".mcp.json",
+            ".vscode/tasks.json",
+            ".idea/x",
+            ".claude/settings.json",
+            ".agents/skills/x/SKILL.md",
+            ".cursor/mcp.json",
+            ".codex/x",
+        ),
         *(".envrc", ".gitmodules", ".gitattributes", ".gitconfig", ".pre-commit-config.yaml", ".bashrc", ".zshrc"),
         *(".github/workflows/ci.yml", "AGENTS.md", "docs/CLAUDE.md", ".git. /x", ".g\u200bit/config", "a/../.git/x"),
         *(".husky/pre-commit", ".devcontainer/devcontainer.json", "sub/.VimRC", ".bash_aliases", ".\u212aSHRC"),

@@ -16,6 +16,7 @@ from punie.tools._protected import SECRETS
 Kind = Literal["read", "edit", "command", "other"]
 
 _PROTECTED = frozenset({
+    ".agents",
     ".bash_aliases", ".bash_login", ".bash_logout", ".bash_profile", ".bashrc", ".claude", ".codex", ".cshrc",
     ".cursor", ".devcontainer", ".dir-locals.el", ".envrc", ".exrc", ".git", ".gitattributes", ".gitconfig",
     ".gitmodules", ".hg", ".husky", ".idea", ".inputrc", ".kshrc", ".login", ".mcp.json", ".npmrc", ".nvim.lua",

@@ -30,6 +30,8 @@ from punie.agent import calls
 from punie.agent._given import is_typed
 from punie.agent._room import LEFT_OUT, Shrinking, is_left_out, is_too_long, results_of, shortened
 from punie.agent.instructions import instructions_for
+from punie.agent.offered import is_compact, offered
+from punie.agent.todos import todos_in
 from punie.backends._notices import tell
 from punie.config import AgentConfig
 from punie.errors import PunieError
@@ -67,6 +69,7 @@ what was changed and why; what is left to do. Leave out greetings and what led n
 {said}"""
 _SUMMED_UP = "What was said so far, summed up:\n"
 _HEARD = "I will go on from there."
+_TODOS = "The list of steps, as it was kept last:\n"
 
 
 @dataclass(frozen=True)
@@ -93,12 +96,17 @@ def _mark(message: ModelMessage) -> dict[str, object]:
 def _in_place(mark: dict[str, object]) -> Iterator[ModelMessage]:
     """The messages that are sent in place of what was summed up."""
     pairs = mark.get("pairs")
+    todos = f"{_TODOS}{mark['todos']}" if mark.get("todos") else ""
     if isinstance(pairs, list):
         for asked, answered in pairs:
             yield ModelRequest([UserPromptPart(str(asked))])
             yield ModelResponse([TextPart(str(answered))])
     elif mark.get("summary"):
-        yield ModelRequest([UserPromptPart(f"{_SUMMED_UP}{mark['summary']}")])
+        yield ModelRequest([UserPromptPart("\n\n".join(filter(None, [f"{_SUMMED_UP}{mark['summary']}", todos])))])
+        yield ModelResponse([TextPart(_HEARD)])
+        return
+    if todos:
+        yield ModelRequest([UserPromptPart(todos)])
         yield ModelResponse([TextPart(_HEARD)])
 
 
@@ -146,17 +154,18 @@ def _declared(name: str, description: str | None, schema: object) -> str:
 
 
 async def measured(
-    messages: Sequence[ModelMessage], *, model: Model, config: AgentConfig, memory: str = ""
+    messages: Sequence[ModelMessage], *, model: Model, config: AgentConfig, memory: str = "", skills: str = ""
 ) -> list[tuple[str, int]]:
     """Tokens of each part of the next request: exact where the model runs in this process, else estimated.
 
-    `memory` is the text of the instruction files.
+    `memory` is the text of the instruction files, `skills` what is told about skills.
     """
-    compact = bool(getattr(model, "compact", False))
-    declared = [tool.tool_def for tool in tools.toolset(config.tools).tools.values()]
-    texts: dict[str, list[str]] = {"system": [instructions_for(config, compact=compact) or ""]}
+    names = offered(config, model, skills=bool(skills))
+    declared = [tool.tool_def for tool in tools.toolset(names).tools.values()]
+    texts: dict[str, list[str]] = {"system": [instructions_for(config, compact=is_compact(model)) or ""]}
     texts["tools"] = [_declared(tool.name, tool.description, tool.parameters_json_schema) for tool in declared]
     texts["instructions"] = [memory]
+    texts |= {"skills": [skills]} if skills else {}
     texts |= {"conversation": [], "tool results": []}
     for message in sent(messages):
         for kind, text in _texts(message):
@@ -183,11 +192,12 @@ async def _exactly(
     tools_too = await count(nothing, *declared)
     said = max(await count(_without_results(messages), *declared) - tools_too, 0) if messages else 0
     whole = await count(messages, *declared) if messages else tools_too
-    written = {kind: sum(map(estimated, texts[kind])) for kind in ("system", "instructions")}
+    written = {kind: sum(map(estimated, texts[kind])) for kind in ("system", "instructions", "skills") if kind in texts}
     return [
         ("system", system + written["system"]),
         ("tools", tools_too - system),
         ("instructions", written["instructions"]),
+        *([("skills", written["skills"])] if "skills" in written else []),
         ("conversation", said),
         ("tool results", whole - tools_too - said),
     ]
@@ -314,6 +324,8 @@ async def _sum_up(messages: Sequence[ModelMessage], *, model: Model, most: int |
     if not getattr(model, "compact", False):
         summary = await _summary(messages, model=model, most=most, window=window, focus=focus)
         mark = {"summary": summary} if summary else mark
+    if todos := todos_in(messages):
+        mark["todos"] = todos
     last = messages[-1]
     last.metadata = {**(last.metadata or {}), COMPACTED: mark}
 

@@ -17,15 +17,13 @@ from pydantic_ai.models import Model
 
 from punie.agent._effects import Place, is_secret
 from punie.agent.memory import DEFAULT_WINDOW, Memory, read_written, seen_by_all, tokens_in
-from punie.config import directories_down_to
+from punie.config import own_skill_places, project_skill_places
 from punie.tools import Workspace
 from punie.tools._files import plain_ends
 from punie.tools._output import clip, fitting, nearest
 from punie.tools._paths import held
 
 FILE = "SKILL.md"
-PLACES = (".agents/skills", ".claude/skills")
-"""Where folders of skills lie, in a project and in the user's home."""
 MAX_SKILLS = 100
 """Of all places together."""
 MAX_ENTRIES = 500
@@ -160,8 +158,8 @@ def find_skills(memory: Memory, *, home: Path | None, budget_tokens: int) -> Ski
         return Skills()
 
     def refuses(skill: Skill, path: str) -> bool:
-        place = str(skill.root / path)
-        return is_secret(Place(place, place), home) or (skill.of_project and memory.hidden(path))
+        # By its name alone: the directory of the user's settings counts as a place of keys, and may hold skills.
+        return memory.hidden(path) if skill.of_project else is_secret(Place(f"/{path}", f"/{path}"), None)
 
     found: dict[str, Skill] = {}
     warnings: list[str] = []
@@ -204,17 +202,14 @@ def _fitted(skills: Sequence[Skill], *, left: int) -> tuple[Skill, ...]:
 
 def _everywhere(memory: Memory, home: Path | None) -> "Iterator[Skill | _Problem]":
     """Every folder that may be a skill, under the folder's name and without a description yet."""
-    own = [memory.user / "skills"] if memory.user else []
-    own += [home / place for place in PLACES] if home else []
-    for place in own:
+    for place in own_skill_places(user=memory.user, home=home):
         for name in _names(place):
             if os.path.lexists(place / name / FILE):
                 # The user may keep a skill anywhere, and link to it.
                 yield Skill(name, "", Path(os.path.realpath(place / name)), ".", clip(str(place / name)))
     root = memory.project
-    for directory in reversed(directories_down_to(memory.cwd, root)) if root else ():
-        for place in PLACES:
-            yield from _of_project(root, directory / place, cwd=memory.cwd) if root else ()
+    for place in project_skill_places(memory.cwd, root) if root else ():
+        yield from _of_project(root, place, cwd=memory.cwd) if root else ()
 
 
 def _of_project(root: Path, place: Path, *, cwd: Path) -> "Iterator[Skill | _Problem]":

@@ -16,7 +16,7 @@ from pathlib import Path
 from secrets import token_hex
 from typing import TypeAlias
 
-NAMES = (".punie", ".mcp.json", ".vscode", ".idea", ".claude", ".cursor", ".codex", ".envrc")
+NAMES = (".punie", ".mcp.json", ".vscode", ".idea", ".agents", ".claude", ".cursor", ".codex", ".envrc")
 """Entries of a workspace that no command changes, and none creates."""
 
 _IN_GIT = ("config", "config.worktree", "hooks")

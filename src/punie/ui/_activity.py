@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from time import perf_counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from punie.ui._clean import clean, one_line
 
@@ -22,6 +22,8 @@ def call_text(name: str, arguments: Mapping[str, object]) -> str:
 
 
 def _value(value: object) -> str:
+    if isinstance(value, list) and len(items := cast("list[object]", value)) > 1:
+        return f"[{len(items)} items]"
     text = repr(value)
     text = text if len(text) <= MAX_ARGUMENT else text[: MAX_ARGUMENT - 1] + "…"
     return clean(text)

@@ -68,12 +68,16 @@ def with_adapter(spec: str, wanted: str) -> str:
 async def show_context(chat: "Chat", rest: str) -> None:
     """What each part of the next request takes, and what is free."""
     from punie.agent.compaction import measured
+    from punie.agent.offered import offered
+    from punie.ui._setup import skills_of
 
     del rest
     loaded = await chat.loaded()
     if loaded is None:
         return
-    parts = await measured(chat.history, model=loaded.model, config=chat.setup.config, memory=_memory(chat, loaded))
+    config, skills = chat.setup.config, skills_of(chat.setup, loaded.model).text
+    memory = _memory(chat, loaded)
+    parts = await measured(chat.history, model=loaded.model, config=config, memory=memory, skills=skills)
     used = sum(tokens for _, tokens in parts)
     window = loaded.model.context_window
     rows = [*parts, ("free", max(window - used, 0))] if window else parts
@@ -84,6 +88,8 @@ async def show_context(chat: "Chat", rest: str) -> None:
         chat.console.print(Text.assemble(f"{name:<14}{tokens:>9,}  ", (bar, style)))
     of = f" of {window:,}" if window else "; how much fits, the server does not say"
     chat.say([f"{'together':<14}{used:>9,}{of}"])
+    names = offered(config, loaded.model, skills=bool(skills))
+    chat.say([f"{len(names)} tools: {', '.join(names)}"], style="dim")
     chat.say([f"{chat.status.total_in:,} tokens in, {chat.status.total_out:,} out so far"], style="dim")
 
 

@@ -49,6 +49,18 @@ def _modes(chat: "Chat") -> Iterator[tuple[str, str]]:
         yield mode, "now" if mode == chat.setup.mode else ""
 
 
+def _go_modes(chat: "Chat") -> Iterator[tuple[str, str]]:
+    del chat
+    yield "default", "ask about every change"
+    yield "acceptEdits", "do not ask about edits"
+
+
+def _skills(chat: "Chat") -> Iterator[tuple[str, str]]:
+    from punie.ui._skill_commands import folders
+
+    yield from ((name, "skill") for name in folders(chat.setup))
+
+
 def _models(chat: "Chat") -> Iterator[tuple[str, str]]:
     from punie.backends.catalogue import known
 
@@ -100,6 +112,10 @@ TABLE: tuple[Command, ...] = (
     Command("export", "[FILE]", "write this conversation to a file", "_session_commands:export"),
     Command("permissions", "", "the mode and every rule, with its source", "_about_commands:permissions"),
     Command("mode", "[MODE]", "show or change the permission mode", "_about_commands:mode", words=_modes),
+    Command("go", "[MODE]", "carry out the plan: leave plan mode and begin", "_plan_commands:go", words=_go_modes),
+    Command("todos", "", "the steps that the model keeps for longer work", "_plan_commands:show_todos"),
+    Command("skills", "", "the skills there are, and what they cost", "_skill_commands:list_skills"),
+    Command("skill", "NAME [REQUEST]", "have the model follow a skill", "_skill_commands:use_skill", words=_skills),
     Command("init", "", "let the model write AGENTS.md", "_about_commands:init"),
     Command("memory", "", "the instruction files in force", "_about_commands:memory"),
     Command("doctor", "", "check what Punie needs on this machine", "_about_commands:doctor"),
@@ -113,8 +129,11 @@ _BY_NAME = {name: command for command in TABLE for name in (command.name, *comma
 
 
 async def run(chat: "Chat", word: str, rest: str) -> None:
-    """Do what `/word rest` says; for an unknown word, say which one was probably meant."""
-    command = _BY_NAME.get(word.removeprefix("/"))
+    """Do what `/word rest` says, also of a skill; for an unknown word, say which one was probably meant."""
+    name = word.removeprefix("/")
+    command = _BY_NAME.get(name)
+    if command is None and name in dict(_skills(chat)):
+        command, rest = _BY_NAME["skill"], f"{name} {rest}"
     if command is not None:
         await command.run(chat, rest)
         return
@@ -138,6 +157,8 @@ def completions(chat: "Chat", text: str) -> Iterator[tuple[str, str]]:
             for known in (command.name, *command.also):
                 if known.startswith(name):
                     yield f"/{known}", f"{command.hint}  {command.help}".strip()
+        free = (skill for skill, _ in _skills(chat) if skill not in _BY_NAME and skill.startswith(name))
+        yield from ((f"/{skill}", "skill") for skill in free)
         return
     command = _BY_NAME.get(name)
     if command is not None and command.words is not None and " " not in typed:

@@ -132,7 +132,7 @@ def cache_dir(settings: Settings) -> Path:
 
 
 def _info(model: Entry, settings: Settings) -> int:
-    for label, value in (*_facts(model), *_place(model, settings), *_memory(model, settings)):
+    for label, value in (*_facts(model), *_tools(model, settings), *_place(model, settings), *_memory(model, settings)):
         _print(f"{label:<10} {value}")
     return 0
 
@@ -154,6 +154,14 @@ def _facts(model: Entry) -> Iterator[tuple[str, str]]:
     yield "engines", ", ".join(engine for engine in model.engines if model.runs_on(engine))
     if model.note:
         yield "note", model.note
+
+
+def _tools(model: Entry, settings: Settings) -> Iterator[tuple[str, str]]:
+    from punie.agent.offered import is_large_local, named  # it takes a moment to import, which the others need not
+
+    config = settings.agent_config().model_copy(update={"model": spec_of(model)})
+    names = named(config, compact=bool(model.package), large=is_large_local(model), skills=True)
+    yield "tools", ", ".join(names)
 
 
 def _place(model: Entry, settings: Settings) -> Iterator[tuple[str, str]]:

@@ -51,7 +51,7 @@ if TYPE_CHECKING:
 
 _SECONDS_TO_LEAVE = 2.0
 _NARROW = 60
-_COMMAND = re.compile(r"/[a-z]*")
+_COMMAND = re.compile(r"/[a-z0-9-]*")
 T = TypeVar("T")
 
 
@@ -384,6 +384,8 @@ class Chat:
 
     def _keep(self, ended: "TurnEnded", loaded: Loaded) -> None:
         self.status.window = loaded.model.context_window
+        if self.setup.mode == "plan" and ended.stop_reason == "done" and not getattr(loaded.model, "compact", False):
+            self.say(["/go carries the plan out, /go acceptEdits without asking about edits"], style="dim")
         self.status.take(ended, new=ended.messages[len(self.history) :])
         self.history = ended.messages
 
