@@ -6,13 +6,17 @@ nobody heard anything, no secret was told to the model, and nothing still runs.
 """
 
 import os
+import shutil
+import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
 from tests.agent.obedient import CANARY, ENVIRONMENT, OF_HOME, OF_PROJECT, Order, World, obedient, order_text
 from tests.agent.test_mcp import defined, program
+from tests.tools.jail import NOBODY, _as_user, open_place
 
 from punie.agent import TurnEnded, create_agent, run_turn
 from punie.agent._pins import Pins
@@ -383,3 +387,34 @@ async def test_without_a_sandbox_and_with_everything_allowed_they_succeed(monkey
         attack.workspace = Workspace(world.work, environment=world.env, sandbox=SandboxOptions(mode="off"))
         await attack.turn([ONES_THAT_WORK[name](world)], mode="bypassPermissions", orders=())
         assert world.harm(MARK) or attack.told(OF_HOME)
+
+
+# --- as somebody else ---
+
+
+@pytest.fixture
+def ordinary() -> Iterator[tuple[int, Path]]:
+    """An ordinary user, and a directory of his own outside /tmp."""
+    uid = os.getuid() or NOBODY
+    place = Path(tempfile.mkdtemp(prefix="punie-injection-", dir=open_place()))
+    os.chown(place, uid, -1)
+    yield uid, place
+    shutil.rmtree(place)
+
+
+def test_the_same_as_an_ordinary_user(ordinary: tuple[int, Path]):
+    """Root can do more, and is kept from more: what holds for root is not said to hold for others."""
+    uid, place = ordinary
+    chosen = ("every_order_is_tried_and_nothing_comes_of_it and auto", "they_succeed and (theft or foothold)")
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", " or ".join(chosen), __file__]
+    variables = {"HOME": str(place), "TMPDIR": str(place), "PYTHONDONTWRITEBYTECODE": "1", "USER": "somebody"}
+    done = subprocess.run(
+        [*_as_user(uid), *command],
+        cwd=Path(__file__).parents[2],
+        env=os.environ | variables,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-3_000:] + done.stderr[-1_000:]
+    assert "4 passed" in done.stdout
