@@ -38,6 +38,15 @@ async def reject(call: ToolCallUpdate, options: Sequence[PermissionOption]) -> s
     return next(option.option_id for option in options if option.kind == "reject_once")
 
 
+def content_of(call: ToolCallStart | ToolCallProgress | ToolCallUpdate) -> list[Any]:
+    return list(call.content or ())
+
+
+def text_of(call: ToolCallStart | ToolCallProgress | ToolCallUpdate) -> str:
+    """What is told of a call besides diffs."""
+    return "\n".join(part.content.text for part in content_of(call) if part.type == "content")
+
+
 @dataclass
 class Editor:
     """Keeps what it is told, and answers questions as it is set to."""

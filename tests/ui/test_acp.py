@@ -31,7 +31,7 @@ from acp.schema import (
     SseMcpServer,
 )
 from pydantic_ai.messages import ModelResponse, TextPart, ToolReturnPart
-from tests.ui.editor import Editor, editing, environment, reject
+from tests.ui.editor import Editor, content_of, editing, environment, reject, text_of
 from tests.ui.scripted_server import Call, ScriptedServer, serving
 
 from punie.agent.session import SessionStore
@@ -123,7 +123,7 @@ async def test_an_edit_is_shown_as_a_diff_asked_about_made_and_undone(
     started, *_, ended = editor.calls(session)
     assert {each.tool_call_id for each in (started, call, ended)} == {started.tool_call_id}
     for shown in (started, call, ended):
-        diff = shown.content[0]
+        diff = content_of(shown)[0]
         assert isinstance(diff, FileEditToolCallContent)
         assert (diff.path, diff.old_text, diff.new_text) == (str(project / "a.py"), before, after)
     assert (started.kind, started.locations[0].path) == ("edit", str(project / "a.py"))
@@ -183,7 +183,7 @@ async def test_a_command_is_shown_whole_and_with_what_it_hides(editor: Editor, p
     editor.answer = reject
     await editor.prompt(session, "go on")
     ((call, options),) = editor.asked
-    shown = "\n".join(part.content.text for part in call.content)
+    shown = text_of(call)
     assert "echo <U+202E>ok; rm -r notes" in shown
     assert "Careful: 1 invisible" in shown
     assert "Careful: `rm` deletes files: 1 file" in shown
@@ -291,7 +291,7 @@ async def test_what_is_attached_reaches_the_model(editor: Editor, project: Path,
 
 
 async def test_commands_of_the_chat(editor: Editor, project: Path, scripted: ScriptedServer):
-    scripted.script = [["First."], ["The user greeted."], ["Second."]]
+    scripted.script = [["First."], ["Summed up."], ["Second."]]
     session = await editor.new(project)
     await editor.prompt(session, "a long greeting")
     await editor.prompt(session, "/context")
@@ -300,7 +300,6 @@ async def test_commands_of_the_chat(editor: Editor, project: Path, scripted: Scr
     assert "tokens became" in editor.text(session)
     await editor.prompt(session, "go on")
     assert "a long greeting" not in asked(scripted)
-    assert "The user greeted." in asked(scripted)
     with pytest.raises(RequestError, match="There is no /nonsense here"):
         await editor.prompt(session, "/nonsense")
 
@@ -346,7 +345,7 @@ async def test_servers_of_the_editor_are_agreed_to_like_those_of_a_project(
     await editor.prompt(session, "find words")
     ((call, options),) = editor.asked
     assert {option.kind for option in options} == {"allow_once", "reject_once"}
-    shown = call.content[0].content.text
+    shown = text_of(call)
     assert MCP_SERVER in shown
     assert SECRET not in shown
     assert "My-words is not used" in editor.text(session)
@@ -379,7 +378,7 @@ async def test_a_session_needs_a_directory_that_is_there(editor: Editor, project
 async def test_a_model_that_fails_is_an_error_of_the_prompt(editor: Editor, project: Path, scripted: ScriptedServer):
     session = await editor.new(project)
     await editor.prompt(session, "/model openai:gone@http://127.0.0.1:9/v1")
-    with pytest.raises(RequestError, match="reached"):
+    with pytest.raises(RequestError, match="nothing listens there"):
         await editor.prompt(session, "hello")
     await editor.prompt(session, f"/model {scripted.spec}")
     scripted.script = [["Back."]]

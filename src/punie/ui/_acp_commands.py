@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from acp.schema import AvailableCommand, UnstructuredCommandInput
+from acp.schema import AvailableCommand, AvailableCommandInput, UnstructuredCommandInput
 
 from punie.errors import UsageError
 from punie.ui._clean import clean
@@ -116,7 +116,7 @@ def available() -> list[AvailableCommand]:
         AvailableCommand(
             name=name,
             description=command.help,
-            input=UnstructuredCommandInput(hint=command.hint) if command.hint else None,
+            input=AvailableCommandInput(UnstructuredCommandInput(hint=command.hint)) if command.hint else None,
         )
         for name, command in TABLE.items()
     ]

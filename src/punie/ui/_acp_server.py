@@ -27,6 +27,7 @@ from acp.schema import (
     ResumeSessionResponse,
     SessionCapabilities,
     SessionCloseCapabilities,
+    SessionConfigOptionBoolean,
     SessionConfigOptionSelect,
     SessionConfigSelectOption,
     SessionInfo,
@@ -315,7 +316,7 @@ def modes_of(conversation: Conversation) -> SessionModeState:
     return SessionModeState(current_mode_id=conversation.setup.mode, available_modes=modes)
 
 
-def options_of(conversation: Conversation) -> list[SessionConfigOptionSelect]:
+def options_of(conversation: Conversation) -> list[SessionConfigOptionSelect | SessionConfigOptionBoolean]:
     """The permission mode and the model, in the form of the later versions."""
     modes = [
         SessionConfigSelectOption(value=mode, name=_MODES[mode][0], description=_MODES[mode][1])
@@ -356,4 +357,4 @@ def _offered_model(setup: Setup, value: str) -> str:
 
 def config_update(conversation: Conversation) -> ConfigOptionUpdate:
     """What is chosen now."""
-    return ConfigOptionUpdate(session_update="config_option_update", config_options=list(options_of(conversation)))
+    return ConfigOptionUpdate(session_update="config_option_update", config_options=options_of(conversation))

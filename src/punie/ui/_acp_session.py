@@ -162,9 +162,9 @@ class Conversation:
 
     def set_mode(self, mode: str) -> None:
         """Go on in another mode, also in the middle of a turn. UsageError for one that cannot be had."""
-        found = next((known for known in self.modes() if known == mode), None)
-        if found is None:
+        if mode not in self.modes():
             raise UsageError(f"There is no mode '{one_line(mode, width=40)}' here.", f"Take {', '.join(self.modes())}.")
+        found = cast("PermissionMode", mode)
         self.setup = self.setup.with_mode(found)
         if self._gate is not None:
             self._gate.permissions = replace(self._gate.permissions, mode=found)

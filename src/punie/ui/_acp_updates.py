@@ -324,4 +324,4 @@ def _of_response(message: "ModelResponse", calls: Calls, *, root: Path, rejected
 
 def _said(part: "ModelRequestPart | ModelResponsePart") -> str:
     content: object = getattr(part, "content", "")
-    return clean(content if isinstance(content, str) else "\n".join(map(str, content or ())))
+    return clean("\n".join(map(str, content)) if isinstance(content, list | tuple) else str(content or ""))
