@@ -36,7 +36,7 @@ from tests.ui.scripted_server import Call, ScriptedServer, serving
 
 from punie.agent.session import SessionStore
 from punie.config import trust_store
-from punie.ui._acp_lines import MAX_LINE, lines_in
+from punie.ui._acp_lines import MAX_LINE, Lines, lines_in
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -502,6 +502,30 @@ async def test_it_says_that_an_editor_starts_it(closed: str, tmp_path: Path):
     if closed == "terminal":
         os.close(first)
         os.close(second)
+
+
+async def test_a_client_that_reads_no_more_holds_nothing_up_once_it_leaves(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("punie.ui._acp_lines.SECONDS_TO_FLUSH", 0.05)
+    (source, sending), (reading, sink) = os.pipe(), os.pipe()
+    lines = Lines(source, sink, note=print)
+    blocked = asyncio.ensure_future(lines.send({"method": "x", "params": "y" * 1_000_000}))
+    await asyncio.sleep(0.1)
+    assert not blocked.done()
+    os.close(sending)
+    assert await lines.receive() is None
+    await blocked
+    await lines.send({"method": "z"})
+    await lines.close()
+    os.close(reading)
+
+
+async def test_a_client_that_is_gone_ends_what_comes_in():
+    (source, sending), (reading, sink) = os.pipe(), os.pipe()
+    lines = Lines(source, sink, note=print)
+    os.close(reading)
+    await lines.send({"method": "x"})
+    assert await lines.receive() is None
+    os.close(sending)
 
 
 async def test_lines_are_cut_where_they_end_however_they_arrive():

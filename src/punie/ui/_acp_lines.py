@@ -42,6 +42,9 @@ class Lines:
         self._incoming: asyncio.Queue[bytes | None] = asyncio.Queue()
         self._room = threading.Semaphore(_WAITING)
         self._outgoing: SimpleQueue[_Outgoing] = SimpleQueue()
+        self._waiting: set[asyncio.Future[None]] = set()
+        """Of messages that are not written yet, what their senders wait for."""
+        self._ending = False
         self._gone = False
         self._unanswered = 0
         self._answered = asyncio.Event()
@@ -50,7 +53,10 @@ class Lines:
         threading.Thread(target=self._write, name="punie-acp-out", daemon=True).start()
 
     def end(self) -> None:
-        """Take nothing more in, as if the client had closed its end."""
+        """Take nothing more in, as if the client had closed its end; nobody waits any more for it to read."""
+        self._ending = True
+        for written in tuple(self._waiting):
+            _settle(written)
         self._incoming.put_nowait(None)
 
     async def answered(self, seconds: float) -> None:
@@ -73,24 +79,28 @@ class Lines:
         return None
 
     async def send(self, message: Message) -> None:
-        """Write a message; returns when it is written, or when it is known that nobody reads any more."""
+        """Write a message; returns when it is written, or at once when the client is leaving."""
         if "method" not in message:
             self._unanswered -= 1
-        written = self._loop.create_future()
-        if self._gone:
-            written.set_result(None)
-        else:
-            self._outgoing.put((json.dumps(told(message), default=str).encode() + b"\n", written))
-        await written
+        written = self._put(json.dumps(told(message), default=str).encode() + b"\n")
+        if not self._ending:
+            self._waiting.add(written)
+            try:
+                await written
+            finally:
+                self._waiting.discard(written)
         if self._unanswered <= 0:
             self._answered.set()
 
     async def close(self) -> None:
         """Write what waits to be written, if anybody reads it. Both threads end with the process."""
-        written = self._loop.create_future()
-        self._outgoing.put((b"", written))
         with suppress(TimeoutError):
-            await asyncio.wait_for(written, SECONDS_TO_FLUSH)
+            await asyncio.wait_for(self._put(b""), SECONDS_TO_FLUSH)
+
+    def _put(self, data: bytes) -> "asyncio.Future[None]":
+        written = self._loop.create_future()
+        self._outgoing.put((data, written))
+        return written
 
     # --- what is no message ---
 
@@ -162,11 +172,16 @@ class Lines:
             except OSError:
                 self._gone = True
                 self._in_loop(self.end)
-            self._in_loop(lambda written=written: None if written.done() else written.set_result(None))
+            self._in_loop(lambda written=written: _settle(written))
 
     def _in_loop(self, work: Callable[[], None]) -> None:
         with suppress(RuntimeError):  # the loop is closed: the process is about to end
             self._loop.call_soon_threadsafe(work)
+
+
+def _settle(written: "asyncio.Future[None]") -> None:
+    if not written.done():
+        written.set_result(None)
 
 
 _TOO_LONG = b"\0"
