@@ -44,3 +44,11 @@ conformance *args:
 # Inject faults for as long as it takes: a program of tests/faults by its name, and its arguments.
 faults name *args:
     {{bin}}/python -m tests.faults.{{name}} {{args}}
+
+# Write the table of settings into the docs.
+settings:
+    {{bin}}/python -m tests.docs.settings
+
+# Record what README.md shows: the embedded model, asked in a real terminal.
+record *args:
+    {{bin}}/python -m tests.docs.record {{args}}

@@ -11,11 +11,13 @@ import tomllib
 from pathlib import Path
 from subprocess import PIPE, STDOUT
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
-from tests.docs import settings
+from tests.docs import record, settings
 from tests.docs.blocks import PAGES, Block, blocks
 from tests.docs.commands import commands_in, refuse_unknown
+from tests.ui.scripted_server import Call, serving
 
 from punie.agent import events
 from punie.backends._weights import default_cache_dir
@@ -299,3 +301,42 @@ def test_every_setting_can_come_from_the_environment(tmp_path: Path):
 def test_every_flag_that_sets_something_is_named():
     text = settings.PAGE.read_text("utf-8")
     assert [flag for flag in settings.flags().values() if f"`{flag}`" not in text] == []
+
+
+# --- what was recorded -----------------------------------------------------------------------------------------------
+
+
+def test_a_recording_is_what_is_on_the_screen(tmp_path: Path):
+    (tmp_path / "project").mkdir()
+    env = record.environment(tmp_path)
+    write = Call("write_file", {"path": "a.txt", "content": "one\n"})
+    with serving() as server:
+        server.script = [["**Bold** & plain."], [write], ["Done."]]
+        flags = ("--model", server.spec)
+        chat = record.record_chat(("What is it?", "Write it"), project=tmp_path / "project", env=env, flags=flags)
+        server.script = [["Forty-two."]]
+        printed = record.record_print("How many?", project=tmp_path / "project", env=env, flags=flags)
+    record.save("ask", printed, tmp_path)
+    record.save("chat", chat, tmp_path)
+    assert (tmp_path / "ask.txt").read_text("utf-8") == '$ punie -p "How many?"\nForty-two.\n'
+    assert (tmp_path / "project" / "a.txt").exists()
+    shown = (tmp_path / "chat.txt").read_text("utf-8")
+    assert [line for line in ("> What is it?", "Bold & plain.", "+one", "Done.") if line not in shown] == []
+    for theme in record.THEMES:
+        same_picture((tmp_path / f"chat-{theme}.svg"), shown)
+
+
+@pytest.mark.parametrize("theme", record.THEMES)
+def test_the_pictures_are_small_and_show_what_was_recorded(theme: str):
+    shown = (record.IMAGES / "chat.txt").read_text("utf-8")
+    same_picture(record.IMAGES / f"chat-{theme}.svg", shown)
+    assert f"images/chat-{theme}.svg" in (ROOT / "README.md").read_text("utf-8")
+
+
+def same_picture(file: Path, text: str) -> None:
+    """Raises unless the picture says the text, is small, and fetches nothing."""
+    assert file.stat().st_size < 60_000
+    picture = ElementTree.parse(file)  # noqa: S314 - we wrote it
+    words = "".join("".join(node.itertext()) for node in picture.iter("{http://www.w3.org/2000/svg}text"))
+    assert [line for line in text.splitlines() if "".join(line.split()) not in "".join(words.split())] == []
+    assert not re.search(r"(url\(|href=\"|@import \")https?:", file.read_text("utf-8"))

@@ -1,21 +1,14 @@
 """`just settings`: the table of docs/configuration.md, made from the settings and tried out on the real loader."""
 
-import ast
-import inspect
 import json
-import re
 import sys
 import tempfile
-import textwrap
-import types
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin
-
-from pydantic import BaseModel
 
 from punie.config import Resolved, Settings, load_settings, setting_keys, value_of
 from punie.errors import ConfigError
+from punie.ui import _meanings
 from punie.ui.options import Options
 
 PAGE = Path(__file__).parents[2] / "docs" / "configuration.md"
@@ -44,16 +37,12 @@ def row(key: str) -> str:
 
 def documented(key: str) -> str:
     """The text below the field in the source. Raises KeyError where there is none."""
-    owner, name = _owner(key)
-    classes = [cls for cls in owner.__mro__ if name in inspect.get_annotations(cls)]
-    text = re.sub(r"\bNone\b", "unset", " ".join(_attribute_texts(classes[0])[name].split()))
-    return re.sub(r"(?:^|(?<=\. ))[a-z]", lambda first: first[0].upper(), text).replace("|", "\\|")
+    return _meanings.meaning(key).replace("|", "\\|")
 
 
 def choices(key: str) -> list[str]:
     """The values there are, where they are counted."""
-    owner, name = _owner(key)
-    words = [f"`{word}`" for word in _literals(owner.model_fields[name].annotation)]
+    words = [f"`{word}`" for word in _meanings.choices(key)]
     return [", ".join(words) + "."] if words else []
 
 
@@ -98,32 +87,6 @@ def flags() -> dict[str, str]:
     return {key: "--" + key.rpartition(".")[2].replace("_", "-") for key in Options(Path()).flags()} | {
         "save_sessions": "--no-session"
     }
-
-
-def _owner(key: str) -> tuple[type[BaseModel], str]:
-    """The model that a setting is a field of."""
-    head, _, name = key.rpartition(".")
-    return (type(value_of(Settings(), head)), name) if head else (Settings, key)
-
-
-def _attribute_texts(cls: type) -> dict[str, str]:
-    """Field -> the text that stands below it."""
-    (body,) = ast.parse(textwrap.dedent(inspect.getsource(cls))).body
-    assert isinstance(body, ast.ClassDef)
-    return {
-        field.target.id: text.value.value
-        for field, text in zip(body.body, body.body[1:], strict=False)
-        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)
-        if isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant) and isinstance(text.value.value, str)
-    }
-
-
-def _literals(annotation: Any) -> list[str]:
-    if get_origin(annotation) is Literal:
-        return [str(word) for word in get_args(annotation)]
-    if get_origin(annotation) in {Union, types.UnionType}:
-        return [word for part in get_args(annotation) for word in _literals(part)]
-    return []
 
 
 def _shown(value: object) -> str:
