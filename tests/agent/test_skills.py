@@ -260,7 +260,11 @@ def outside(folder: Path) -> None:
 
 def written(text: str | bytes) -> Callable[[Path], None]:
     data = text.encode() if isinstance(text, str) else text
-    return lambda folder: (folder / "SKILL.md").write_bytes(data) and None
+
+    def write(folder: Path) -> None:
+        (folder / "SKILL.md").write_bytes(data)
+
+    return write
 
 
 BROKEN = {

@@ -14,15 +14,17 @@ from punie.config import (
     TOOL_NAMES,
     AgentConfig,
     PermissionMode,
+    Resolved,
     Settings,
     home_of,
     load_settings,
+    project_skill_places,
     remember_rules,
 )
 from punie.errors import ConfigError, UsageError
 from punie.rules import RuleSet
 from punie.trust import state_directory
-from punie.ui._agents_md import agent_files
+from punie.ui._agents_md import agent_files, is_embedded
 from punie.ui._extensions import Extensions
 from punie.ui._progress import OnProgress
 from punie.ui._verbose import settings_lines
@@ -105,7 +107,9 @@ def prepare(options: Options, *, env: Mapping[str, str]) -> Setup:
     written = agent_files(resolved, options.cwd)
     extensions = Extensions.of(resolved, env=env)
     unchecked = f"Checks are not run: {resolved.root} is not trusted. `punie trust` trusts it."
-    waiting = [resolved.project_file, *written.of_project, *extensions.found.waiting]
+    skills = _skills_waiting(resolved, options.cwd)
+    unread = (f"{path.relative_to(resolved.root)} is not read: {resolved.root} is not trusted." for path in skills)
+    waiting = [resolved.project_file, *written.of_project, *extensions.found.waiting, *skills]
     return Setup(
         settings=settings,
         config=settings.agent_config(),
@@ -117,6 +121,7 @@ def prepare(options: Options, *, env: Mapping[str, str]) -> Setup:
                 [
                     *resolved.notices,
                     written.refusal,
+                    *unread,
                     *extensions.found.notices,
                     unchecked if settings.checks and not resolved.trusted else "",
                 ],
@@ -136,6 +141,13 @@ def prepare(options: Options, *, env: Mapping[str, str]) -> Setup:
         sources=tuple(settings_lines(resolved)),
         extensions=extensions,
     )
+
+
+def _skills_waiting(resolved: Resolved, cwd: Path) -> list[Path]:
+    """Where skills of a project lie that is not trusted; nothing for the embedded model, which would get none."""
+    if resolved.trusted or resolved.settings.skills_tokens == 0 or is_embedded(resolved):
+        return []
+    return [path for path in project_skill_places(cwd.resolve(), resolved.root) if path.is_dir()]
 
 
 def _need_sandbox(settings: Settings) -> None:
