@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import cast
-from urllib.parse import unquote, urlsplit
+from urllib.parse import urlsplit
 
 from opentelemetry.metrics import NoOpMeterProvider
 from opentelemetry.sdk.resources import SERVICE_NAME, SERVICE_VERSION, Resource
@@ -26,6 +26,7 @@ from pydantic_ai.models import Model
 from pydantic_ai.models.instrumented import InstrumentationSettings
 
 from punie.agent._redacted import keys_of
+from punie.backends import _keys
 from punie.errors import ConfigError
 from punie.redaction import Redactor
 
@@ -37,7 +38,6 @@ _SECONDS_AT_END = 3.0
 """How long the end of the program waits for a collector."""
 _CONTENT = ("gen_ai.tool.definitions",)
 """Told by PydanticAI without being asked: descriptions that MCP servers wrote, again with every request."""
-_HEADERS = ("OTEL_EXPORTER_OTLP_HEADERS", "OTEL_EXPORTER_OTLP_TRACES_HEADERS")
 _ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
 _PROTOCOLS = ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL")
 
@@ -108,8 +108,7 @@ def to_collector(*, environment: Mapping[str, str], content: bool = False) -> Te
 
 def redactor(environment: Mapping[str, str]) -> Redactor:
     """What knows the collector's own headers as secrets too."""
-    pairs = (pair.partition("=") for name in _HEADERS for pair in environment.get(name, "").split(","))
-    return Redactor(environment, keys={f"otlp-{name.strip()}": unquote(value.strip()) for name, _, value in pairs})
+    return Redactor(environment, keys=_keys.of_collector(environment))
 
 
 def _resource() -> Resource:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from importlib import import_module
 from importlib.util import find_spec
+from urllib.parse import unquote
 
 SERVICE = "punie"
 NO_KEY = "not-needed"
@@ -12,6 +13,17 @@ NO_KEY = "not-needed"
 def find(name: str, env: Mapping[str, str]) -> str:
     """The key under its variable's name; empty when there is none."""
     return env.get(name, "").strip() or _from_keyring(name)
+
+
+def of_collector(env: Mapping[str, str]) -> Mapping[str, str]:
+    """What a collector of telemetry is sent in headers, by what it is to be called; `Bearer KEY` is KEY as well."""
+    found: dict[str, str] = {}
+    for variable in ("OTEL_EXPORTER_OTLP_HEADERS", "OTEL_EXPORTER_OTLP_TRACES_HEADERS"):
+        for pair in env.get(variable, "").split(","):
+            name, _, value = pair.partition("=")
+            value = unquote(value.strip())
+            found |= {f"otlp-{name.strip()}": value, f"otlp-{name.strip()}-key": value.rpartition(" ")[2]}
+    return found
 
 
 def how_to_set(name: str) -> str:

@@ -22,7 +22,6 @@ from urllib.parse import unquote
 from punie.backends import _keys
 from punie.config import load_settings
 from punie.errors import PunieError, UsageError
-from punie.extensions import Definition
 from punie.redaction import Redactor
 from punie.trust import state_directory
 from punie.ui import _crashes
@@ -55,9 +54,9 @@ _NAMED = (
 """Beginnings of the names of variables that change what Punie does; their values stay out."""
 _PLAIN = re.compile(r"[A-Za-z_-]+|[\d.:]+|\$\{.*\}|https?://[^@]*")
 """What stands in a server's headers and variables and is no secret: words, numbers, references, addresses."""
+_IN_ADDRESS = re.compile(r"://[^/@\s:]*:([^/@\s]+)@")
 _FREE = ("instructions", "hooks.", "stop_sequences", "checks")
 """Settings in whose texts anything may stand."""
-_HEADERS = ("OTEL_EXPORTER_OTLP_HEADERS", "OTEL_EXPORTER_OTLP_TRACES_HEADERS")
 
 
 def refuse_early(file: Path, *, session: str) -> None:
@@ -113,7 +112,7 @@ _ABOUT = {
     "crashes.log": "where Punie itself failed lately, without messages",
     "state.txt": "files of Punie's own, by name and size",
     "session.md": "the conversation that you named, to read",
-    "session.jsonl": "the same with every detail: messages, tool calls and their outputs",
+    "session.jsonl": "the same with every detail: instructions, messages, tool calls and their outputs",
 }
 
 
@@ -218,19 +217,18 @@ def _secrets(options: Options, env: Mapping[str, str]) -> Iterator[tuple[str, st
     """Values that are secret whatever they look like, by what they are called."""
     for name in ("ANTHROPIC_API_KEY", "OPENAI_API_KEY"):
         yield name, _keys.find(name, env)
-    for variable in _HEADERS:
-        for number, pair in enumerate(env.get(variable, "").split(",")):
-            yield f"{variable}-{number}", unquote(pair.partition("=")[2].strip())
-    for definition in _definitions(options, env):
+    yield from _keys.of_collector(env).items()
+    try:
+        resolved = load_settings(cwd=options.cwd, env=env, flags=options.flags())
+        definitions = find_servers(resolved).definitions
+    except PunieError:
+        resolved, definitions = None, ()
+    addresses = [*env.values(), *(repr(value) for _, value, _ in (resolved.rows() if resolved else ()))]
+    for number, password in enumerate(_IN_ADDRESS.findall("\n".join(addresses))):
+        yield f"password-{number}", unquote(password)
+    for definition in definitions:
         server = definition.server
         words = (word for value in (*server.headers.values(), *server.env.values()) for word in value.split())
         for number, word in enumerate(words):
             if not _PLAIN.fullmatch(word):
                 yield f"mcp-{definition.name}-{number}", word
-
-
-def _definitions(options: Options, env: Mapping[str, str]) -> tuple[Definition, ...]:
-    try:
-        return find_servers(load_settings(cwd=options.cwd, env=env, flags={})).definitions
-    except PunieError:
-        return ()
