@@ -257,6 +257,15 @@ def _trust(arguments: Sequence[str]) -> int:
     return trust.run(given.action or "add", directory(given.directory or given.cwd), env=os.environ)
 
 
+def _init(arguments: Sequence[str]) -> int:
+    parser = _command_parser("init", "[--project]")
+    parser.add_argument("--project", action="store_true", help="the project's, in its .punie/config.toml")
+    given = parser.parse_args(arguments)
+    from punie.ui import init
+
+    return init.run(_command_options(given), project=given.project)
+
+
 def _train(arguments: Sequence[str]) -> int:
     """Hand everything over by name: this package never imports the training package."""
     from importlib import import_module
@@ -281,6 +290,7 @@ class Command(NamedTuple):
 COMMANDS: Mapping[str, Command] = {
     "models": Command("List, fetch, describe and test the models", _models),
     "config": Command("Show and change the settings, each with its source", _config),
+    "init": Command("Write a settings file that names every setting", _init),
     "sessions": Command("List, show, export, import and delete stored conversations", _sessions),
     "trust": Command("Trust a project: its .punie/config.toml is read from then on", _trust),
     "mcp": Command("List, add, remove, approve and test MCP servers", _mcp),

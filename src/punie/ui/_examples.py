@@ -39,6 +39,13 @@ examples:
 
 exit codes:
   0 done   1 the editor failed   2 an unknown setting, or a wrong value""",
+    "init": """\
+examples:
+  punie init                               your own settings, for every project
+  punie init --project                     those of the project around here
+
+exit codes:
+  0 written   2 there is a file already, or it cannot be written""",
     "sessions": """\
 examples:
   punie sessions list --all                those of every directory
