@@ -118,7 +118,8 @@ def _lines_of(text: str) -> Sequence[str]:
     if not isinstance(found, dict) or not isinstance(found.get("messages"), list):
         return text.splitlines()
     messages = [{"type": "message", "message": message} for message in found["messages"]]
-    return [json.dumps(each) for each in ({**found, "type": "session", "messages": []}, *messages)]
+    head = {name: value for name, value in found.items() if name not in {"messages", "calls"}}
+    return [json.dumps(each) for each in ({**head, "type": "session"}, *messages)]
 
 
 def _import(store: "SessionStore", name: str, workspace: Path) -> None:
