@@ -78,7 +78,7 @@ def record_chat(questions: Sequence[str], *, project: Path, env: dict[str, str],
 
 def _end(terminal: Terminal) -> str:
     """Let an answer come to its end, or to a question about a change, and return the line of the prompt."""
-    terminal.until(lambda _: _prompt(terminal.screen) in {">", "Allow this? [y/s/a/d/N]"}, "no answer")
+    terminal.until(lambda _: _prompt(terminal.screen) == ">" or _prompt(terminal.screen)[:5] == "Allow", "no answer")
     return _prompt(terminal.screen)
 
 
