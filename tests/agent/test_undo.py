@@ -440,3 +440,41 @@ def test_an_undo_that_was_broken_off_can_be_finished_or_taken_back(place: Place,
         if finish == place.undo:
             place.redo()
     assert place.session.redo() is None
+
+
+def test_what_a_killed_process_left_beside_a_file_goes_with_the_next_session(tmp_path: Path):
+    root, state = tmp_path / "project", tmp_path / "state" / "sessions"
+    (root / "src").mkdir(parents=True)
+    (root / "src" / "a.txt").write_text("one\n")
+    with SessionStore(state) as store:
+        killed = Place(root, store.create(root))
+        killed.edit("src/a.txt", "one", "two")
+        left = {
+            "old": root / "src" / ".punie-0123456789abcdef",
+            "new": root / "src" / ".punie-fedcba9876543210",
+            "somebody's": root / "src" / ".punie-00000000000000aa",
+            "elsewhere": root / ".punie-00000000000000bb",
+        }
+        for name, text in {"old": "one\n", "new": "two\n", "somebody's": "dear diary\n", "elsewhere": "one\n"}.items():
+            left[name].write_text(text)
+        Place(root, store.create(root)).edit("src/a.txt", "two", "three")
+        assert all(path.exists() for path in left.values()), "the process is still there"
+        with killed.session._database.writing() as write:
+            write.execute("UPDATE locks SET started = 'before the last start'")
+        Place(root, store.create(root)).edit("src/a.txt", "three", "four")
+    assert [name for name, path in left.items() if path.exists()] == ["somebody's", "elsewhere"]
+
+
+def test_what_has_been_left_for_an_hour_goes_with_the_next_edit_beside_it(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+):
+    old, link = place.root / ".punie-0123456789abcdef", place.root / ".punie-fedcba9876543210"
+    old.write_text("half of a file")
+    link.symlink_to("a.txt")
+    place.edit("a.txt", "one", "two")
+    assert old.exists()
+    monkeypatch.setattr("punie.tools._replace._STALE_S", -1)
+    place.edit("a.txt", "two", "three")
+    assert not os.path.lexists(old)
+    assert not os.path.lexists(link)
+    assert (place.root / "a.txt").read_text() == "three\n"

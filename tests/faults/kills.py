@@ -28,6 +28,8 @@ from tests.stubs import Reply, scripted
 from punie.agent.session import Session
 
 OPERATIONS = ("open", "os.", "shutil.", "subprocess.", "tempfile.", "sqlite3.")
+LEFT: dict[str, int] = {}
+"""Temporary files found right after the kills; none may be left by the end of the next session."""
 Tree = Mapping[str, tuple[int, bytes]]
 FIRST: tuple[Reply, ...] = (
     ("read_file", {"path": "a.txt"}),
@@ -115,13 +117,16 @@ class Counted(SlowCommits):
 
 
 def torn(ground: Ground, before: Tree, after: Tree) -> list[str]:
-    """Paths that are neither as before nor as after nor empty. Temporary files are counted out: the next write beside
-    one deletes it when it is old enough.
+    """Paths that are neither as before nor as after nor empty. Temporary files do not count: the next session of this
+    directory takes them away, and those that are there then are faults of the ground.
     """
-    for path in ground.project.rglob(".punie-*"):
-        path.unlink()
-    found = tree(ground.project)
+    found = {path: was for path, was in tree(ground.project).items() if not Path(path).name.startswith(".punie-")}
     return [path for path in sorted(found) if found[path] not in (before.get(path), after.get(path))]
+
+
+def temporary(ground: Ground) -> int:
+    """How many files are there that stood, or were to stand, in another one's place."""
+    return len([*ground.project.rglob(".punie-*")])
 
 
 def differing(found: Tree, wanted: Tree, *, only: Collection[str] = ()) -> list[str]:
@@ -186,6 +191,7 @@ def turns_back(ground: Ground, direction: str, *, every: int) -> Iterator[list[s
         if not killed(lambda: scene.session(there), at=at):
             return
         found = [f"neither old nor new: {path}" for path in torn(ground, before, after)]
+        LEFT[direction] = LEFT.get(direction, 0) + temporary(ground)
         # One time it is finished, the other time it is taken back from where it stopped.
         steps = [(there, before), (back, after)] if at // every % 2 else [(back, after), (there, before)]
         for do, wanted in steps:
@@ -217,6 +223,7 @@ def turn(ground: Ground, *, every: int) -> Iterator[list[str]]:
             return
         ended = wait_until(lambda: not ground.left(), seconds=20)
         found = [] if ended else ["it left processes running"]
+        LEFT["turn"] = LEFT.get("turn", 0) + temporary(ground)
         with ground.store() as store:
             begun = len(store.list()) > 1
         found += goes_on(ground, begun=begun)  # its command takes away what hid names from the killed one
@@ -249,7 +256,7 @@ def main(every: Mapping[str, int]) -> dict[str, object]:
             results = [*found]
         kills[job] = len(results)
         faults += [each for result in results for each in result]
-    return {"kills": kills, "faults": faults}
+    return {"kills": kills, "temporary files left by them": LEFT, "faults": faults}
 
 
 if __name__ == "__main__":

@@ -351,8 +351,20 @@ class Session:
 
     def _take(self, write: sqlite3.Connection) -> None:
         _refuse_used(write, self.id, own=self._token)
+        self._tidy(write)
         values = (self.id, self._token, os.getpid(), started(os.getpid()))
         write.execute("INSERT OR REPLACE INTO locks VALUES (?, ?, ?, ?)", values)
+
+    def _tidy(self, write: sqlite3.Connection) -> None:
+        """See to what was left by processes that were killed here: whoever ends in order lets go of his sessions."""
+        rows = write.execute(
+            "SELECT l.session, l.token FROM locks l JOIN sessions s ON s.id = l.session WHERE s.workspace = ?",
+            (os.fsencode(self.workspace),),
+        ).fetchall()
+        killed = [id_ for id_, token in rows if token != self._token and not _user(write, id_)]
+        if killed:
+            self.journal.sweep(write, killed)
+            write.executemany("DELETE FROM locks WHERE session = ?", [(id_,) for id_ in killed])
 
     def _own(self, write: sqlite3.Connection) -> None:
         row = write.execute("SELECT token, pid FROM locks WHERE session = ?", (self.id,)).fetchone()

@@ -20,7 +20,7 @@ from typing import Literal, cast
 from punie.agent._database import Database, private_directory
 from punie.agent._snapshots import NeverCovered, NotCovered, ShadowGit, Snapshot
 from punie.tools._paths import held
-from punie.tools._states import ABSENT, Conflict, State, content_at, oid_of, put
+from punie.tools._states import ABSENT, Conflict, State, content_at, oid_of, put, sweep
 
 _WRITTEN_S = 3_600
 """Seconds after which a file that was being written belongs to a process that was killed."""
@@ -131,6 +131,23 @@ class Undo:
             write.execute(
                 "INSERT INTO uncovered (session, turn, reason) VALUES (?, ?, ?)", (self.session, self.turn, text)
             )
+
+    # --- after a process that was killed ---
+
+    def sweep(self, write: sqlite3.Connection, sessions: Sequence[str]) -> None:
+        """Delete what killed processes left beside the files that these sessions of this directory changed.
+
+        What is deleted is known to be kept, as what stood in a file, or to be what was to stand there.
+        """
+        changes = [
+            row
+            for session in sessions
+            for row in write.execute("SELECT path, before_oid, after_oid FROM changes WHERE session = ?", (session,))
+        ]
+        known = {oid for _, *oids in changes for oid in oids if oid}
+        with suppress(OSError), held(self.root) as tree:
+            for directory in {path.rpartition(b"/")[0] for path, *_ in changes}:
+                sweep(tree, directory, known)
 
     # --- taking back ---
 

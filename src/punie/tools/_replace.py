@@ -209,14 +209,19 @@ def remove(place: Located, *, is_expected: Callable[[Located], bool]) -> None:
     sync(place.directory)
 
 
-def _sweep(directory: int) -> None:
-    """Delete what processes that were killed have left here, long ago."""
+def temporaries(directory: int) -> list[str]:
+    """The names in an open directory that are this module's own."""
     with os.scandir(directory) as found:
-        names = [entry.name for entry in found if is_temporary(entry.name)]
-    for name in names:
+        return [entry.name for entry in found if is_temporary(entry.name)]
+
+
+def _sweep(directory: int) -> None:
+    """Delete what processes that were killed have left here, long ago: nothing that is of use has such a name."""
+    for name in temporaries(directory):
         with suppress(OSError):
             status = os.stat(name, dir_fd=directory, follow_symlinks=False)
-            if stat.S_ISREG(status.st_mode) and status.st_ctime < time.time() - _STALE_S:
+            is_own = stat.S_ISREG(status.st_mode) or stat.S_ISLNK(status.st_mode)
+            if is_own and status.st_ctime < time.time() - _STALE_S:
                 os.unlink(name, dir_fd=directory)
 
 

@@ -7,13 +7,13 @@ import errno
 import hashlib
 import os
 import stat
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
 from punie.tools._beneath import DIRECTORY, READ, open_beneath
 from punie.tools._paths import Located, Tree, bytes_of, regular
-from punie.tools._replace import ChangedError, Temporary, remove, sync, temporary
+from punie.tools._replace import ChangedError, Temporary, remove, sync, temporaries, temporary
 
 MAX_BYTES = 256_000_000
 """Of one file: more is not compared, and so not put back."""
@@ -98,6 +98,23 @@ def _link_or_directory(place: Located) -> tuple[State, bytes] | None:
         target = os.fsencode(os.readlink(place.name, dir_fd=place.directory))
         return State(mode, oid_of(target)), target
     return (State(mode), b"") if stat.S_ISDIR(mode) or stat.S_ISREG(mode) else None
+
+
+def sweep(tree: Tree, directory: bytes, known: Collection[str]) -> None:
+    """Delete what a process that was killed left in a directory while it replaced a file there.
+
+    Only files and links with one of the `known` contents, which are kept elsewhere: what else has such a name stays.
+    """
+    with suppress(OSError):
+        descriptor = tree.open(os.fsdecode(directory) or ".", DIRECTORY)
+        try:
+            for name in temporaries(descriptor):
+                place = Located(descriptor, name, name)
+                with suppress(OSError, Conflict):
+                    if _here(place)[0].oid in known:
+                        os.unlink(name, dir_fd=descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def put(tree: Tree, path: bytes, *, expected: State, wanted: State, content: Callable[[], bytes]) -> None:
