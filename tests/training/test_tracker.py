@@ -52,6 +52,7 @@ name = "one"
 title = "1 small"
 about = "A few rows."
 recipe = true
+timed = "on one core"
 ladder = true
 goals = [{ figure = "first_call_right", at_least = 0.9 }, { figure = "looped", at_most = 0.02 }]
 seed = [{ text = "20+ tool calls", place = "Phase 1" }]
@@ -181,7 +182,9 @@ def test_every_plot_is_drawn_whether_rows_were_run_or_not(home: Path) -> None:
 def test_seeds_are_a_mean_and_a_range(home: Path) -> None:
     add(home, "one", evaluated(home, "e0", evaluations.run()))
     add(home, "one-seed1", evaluated(home, "e1", evaluations.run(definition=44), run="run1"), run="run1")
-    assert "87.5% (75.0% to 100.0%, 2 seeds)" in (home / "TRACKER.md").read_text()
+    page = (home / "TRACKER.md").read_text()
+    assert "87.5% (75.0% to 100.0%, 2 seeds)" in page
+    assert "p95 (on one core) |" in page
     row = json.loads((home / "tracker.json").read_text())["rows"][1]
     assert [record["name"] for record in row["records"]] == ["one", "one-seed1"]
     assert row["status"] == "missed: first call right at least 0.9"

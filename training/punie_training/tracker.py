@@ -81,6 +81,8 @@ class Row(_Part):
     """The adapter's hash where it has to be that one; "none" for the bare model."""
     again: bool = False
     """Whether it is asked the questions that the row beside it was trained on."""
+    timed: str = ""
+    """What its seconds were measured on, where that is not a whole machine with nothing else to do."""
     goals: tuple[Goal, ...] = ()
     seed: tuple[Quote, ...] = ()
 

@@ -70,7 +70,7 @@ def markdown(tracker: Tracker) -> str:
         ("Which tool, and whether", CHOICES),
         ("Answers and endings", ANSWERS),
         ("Seconds of a question", TIMES),
-    ):
+    ):  # how busy the machine was is said in the first table
         lines += ["", f"## {title}", "", *_table(tracker.entries, columns)]
     lines += ["", "## What the training took", "", *_costs(tracker.entries), *_plots(), *_neighbours(tracker)]
     lines += [*_elsewhere(tracker), *_identities(tracker.entries), *_transcripts(tracker.entries)]
@@ -134,7 +134,8 @@ def _bytes(entry: Entry, name: str, *, of_training: bool = False) -> str:
 def _speed(entry: Entry) -> str:
     standard = _cell(entry, "standard_s", ".2f")
     mean, slow = _cell(entry, "total_s_mean", ".2f"), _cell(entry, "total_s_p95", ".2f")
-    return f"{standard} s standard query 1; {mean} s mean, {slow} s p95"
+    on = f" ({entry.row.timed})" if entry.row.timed else ""
+    return f"{standard} s standard query 1; {mean} s mean, {slow} s p95{on}"
 
 
 def autonomy(entry: Entry) -> str:
