@@ -12,7 +12,8 @@ import pyte
 PUNIE = Path(sys.executable).with_name("punie")
 CTRL_C, CTRL_D, CTRL_J, ESCAPE = "\x03", "\x04", "\n", "\x1b"
 ROWS, COLUMNS = 40, 100
-TIMEOUT = 60.0
+TIMEOUT = 240.0
+"""Seconds that a state is waited for; a busy machine is no fault of the chat."""
 
 
 class Terminal:

@@ -153,11 +153,11 @@ def test_a_chat_asks_about_the_server_and_about_its_calls(
     server.script = [[Call("mcp__words__find", {"query": "x"})], ["Found it."]]
     terminal = ready(start())
     terminal.enter("find x")
-    shown = terminal.wait("mcp__words asks to run:", "it is new here", "Allow this? [y/n]")
+    shown = terminal.wait("mcp__words asks to run:", "it is new here", "Allow this? [y/d/N]")
     assert "mcp_server.py mark" in shown.replace("\n", "")
     assert not mark.exists()
     terminal.enter("y")
-    terminal.wait("mcp__words__find asks to run:", '"query": "x"', "always mcp__words__find", "[y/s/a/n]")
+    terminal.wait("mcp__words__find asks to run:", '"query": "x"', "always mcp__words__find", "[y/s/a/d/N]")
     pid = int(mark.read_text())
     terminal.enter("a")
     terminal.wait("Found it.", "tokens in")

@@ -2,9 +2,11 @@
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from prompt_toolkit import PromptSession
+from prompt_toolkit.key_binding.key_processor import KeyPress
+from prompt_toolkit.keys import Keys
 from rich.console import Console
 from rich.text import Text
 
@@ -12,7 +14,7 @@ from punie.agent.approval import Decision, Request, always, deny, network, once,
 from punie.controls import MARKS
 from punie.ui._clean import hidden_characters, one_line, visible
 from punie.ui._draw import diff_text
-from punie.ui._keyboard import forget_typed
+from punie.ui._keyboard import PASTE_OFF, PASTE_ON, forget_typed, next_presses, nothing_typed_for
 
 _ROOM = 12
 """Lines of the screen that a question leaves to what it asks about at least."""
@@ -25,31 +27,61 @@ _SPACES = re.compile(r"(?<=\S)[ \t]+(?=\n|\Z)| {20,}")
 _STANDS_OUT = rf"{MARKS.pattern}|<\d+ spaces>"
 
 
+QUIET_S = 0.3
+"""Seconds without a key before a question takes one: what is being typed when it comes up is not meant for it."""
+
+
 class Question:
     """An approver that asks at the terminal."""
 
-    def __init__(self, console: Console, *, prompt: PromptSession[str], stop: Callable[[], None]) -> None:
+    def __init__(
+        self, console: Console, *, prompt: PromptSession[str], stop: Callable[[], None], quiet_s: float = QUIET_S
+    ) -> None:
         self._console = console
         self._prompt = prompt
         self._stop = stop
+        self._quiet_s = quiet_s
 
     async def ask(self, request: Request) -> Decision:
         """Show the request and wait for an answer that can only have been typed after it was shown."""
         is_cut = self._show(request)
-        letters = "/".join([*(key for key, _ in choices(request)), *("v" * is_cut), "n"])
-        forget_typed()
         while True:
             try:
-                answer = await self._prompt.prompt_async(f"Allow this? [{letters}] ", handle_sigint=False)
+                key = await self._key(f"Allow this? [{'/'.join(letters(request, is_cut=is_cut))}] ")
+                if key == "d":
+                    return deny((await self._prompt.prompt_async("Why not? ", handle_sigint=False)).strip())
             except (KeyboardInterrupt, EOFError):
                 self._stop()
                 return deny("the user stopped the turn")
-            decision = decision_of(answer, request)
+            if key == "v" and is_cut:
+                self._print(spelled(request), request)
+            decision = decision_of(key, request)
             if decision is not None:
                 return decision
-            if is_cut and answer.strip().lower() == "v":
-                self._print(spelled(request), request)
-            self._say(keys(request, is_cut=is_cut), "dim")
+
+    async def _key(self, question: str) -> str:
+        """One letter, pressed alone after the question was shown; "n" for Return and Escape. A paste is no answer.
+
+        Raises KeyboardInterrupt for Ctrl-C, EOFError for Ctrl-D and where the terminal is gone.
+        """
+        await nothing_typed_for(self._quiet_s)
+        self._write(question, PASTE_ON)
+        pressed = ""
+        try:
+            while not pressed:
+                pressed = key_of(await next_presses())
+                if not pressed:
+                    await nothing_typed_for(self._quiet_s)
+        finally:
+            self._write(f"{pressed}\n", PASTE_OFF)
+        forget_typed()
+        return pressed
+
+    def _write(self, text: str, sequence: str) -> None:
+        self._console.print(Text(text), end="", soft_wrap=True)
+        if self._console.is_terminal and not self._console.is_dumb_terminal:
+            self._console.file.write(sequence)
+        self._console.file.flush()
 
     def _show(self, request: Request) -> bool:
         """Show all there is to know; whether the middle of what it would do is left out."""
@@ -136,27 +168,38 @@ def keys(request: Request, *, is_cut: bool = False) -> str:
     offered = [
         *choices(request),
         *([("v", "show all of it first")] if is_cut else []),
-        ("n", "no (a reason may follow)"),
+        ("d", "no, and say why"),
+        ("n", "no, like Enter and Esc"),
     ]
     return "\n".join(f"  {key} {meaning}" for key, meaning in offered)
 
 
-def decision_of(answer: str, request: Request) -> Decision | None:
-    """Read an answer; an empty one is a no, and None means that it was no answer."""
-    word, _, reason = answer.strip().partition(" ")
-    offered = {key for key, _ in choices(request)}
-    match word.lower():
-        case "y" | "yes":
-            return once
-        case "s" | "session" if "s" in offered:
-            return session
-        case "a" | "always" if "a" in offered:
-            return always
-        case "w" if "w" in offered:
-            return network
-        case "n" | "no":
-            return deny(reason.strip())
-        case "":
-            return deny()
-        case _:
-            return None
+def letters(request: Request, *, is_cut: bool) -> list[str]:
+    """The keys that answer; the one in capitals is what Return means."""
+    return [*(key for key, _ in choices(request)), *("v" * is_cut), "d", "N"]
+
+
+def key_of(presses: Sequence[KeyPress]) -> str:
+    """The letter that was pressed, alone or with a Return after it; empty where it was no letter, or more than one.
+
+    Raises KeyboardInterrupt for Ctrl-C, EOFError for Ctrl-D and where nothing can be pressed any more.
+    """
+    pressed = [press.key for press in presses]
+    if not pressed or Keys.ControlD in pressed:
+        raise EOFError
+    if Keys.ControlC in pressed:
+        raise KeyboardInterrupt
+    while len(pressed) > 1 and pressed[-1] == Keys.ControlM:
+        pressed.pop()
+    if pressed in ([Keys.ControlM], [Keys.Escape]):
+        return "n"
+    alone = pressed[0] if len(pressed) == 1 else Keys.Any
+    return alone.lower() if not isinstance(alone, Keys) and alone.isprintable() else ""
+
+
+def decision_of(key: str, request: Request) -> Decision | None:
+    """What a letter means for a request; None where it does not answer it."""
+    meanings = {"y": once, "s": session, "w": network, "a": always}
+    if key == "n":
+        return deny()
+    return meanings[key] if key in {offered for offered, _ in choices(request)} else None

@@ -60,6 +60,7 @@ def input_session(
         bottom_toolbar=toolbar,
         refresh_interval=0.5,
         enable_open_in_editor=True,
+        enable_suspend=True,
         style=_STYLE,
     )
 

@@ -1,11 +1,25 @@
 """The terminal while nobody is being asked anything: keys are neither echoed nor lost, and Ctrl-C is a signal."""
 
+import asyncio
 import contextlib
+import select
 import sys
 import termios
 from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from prompt_toolkit.key_binding.key_processor import KeyPress
+
+PASTE_ON, PASTE_OFF = "\x1b[?2004h", "\x1b[?2004l"
+"""Asks a terminal to say where a paste begins and ends, and no longer."""
+
+SECONDS_TO_ESCAPE = 0.1
+"""An escape that nothing follows for so long is the key; arrows and Alt begin with the same byte."""
 
 _INPUT_FLAGS, _LOCAL_FLAGS = 0, 3
+_found: list[list[int | list[bytes | int]]] = []
+"""How the terminal was when somebody first asked for quiet, and each time since."""
 
 
 @contextlib.contextmanager
@@ -13,7 +27,7 @@ def quiet_keys() -> Iterator[Callable[[], None]]:
     """Stop the terminal from echoing what is typed while an answer is drawn; the next prompt gets it.
 
     Return stays a return: a newline would be taken for Ctrl-J, which starts a new line instead of sending.
-    Yields what restores the terminal early, for a program that ends on the spot.
+    Yields what sets the terminal back to how the shell had it, for a program that ends or stops on the spot.
     """
     try:
         descriptor = sys.stdin.fileno()
@@ -21,18 +35,21 @@ def quiet_keys() -> Iterator[Callable[[], None]]:
     except (AttributeError, OSError, ValueError, termios.error):  # closed, or no terminal
         yield lambda: None
         return
-    quiet = termios.tcgetattr(descriptor)
-    quiet[_INPUT_FLAGS] &= ~termios.ICRNL
-    quiet[_LOCAL_FLAGS] &= ~(termios.ECHO | termios.ICANON)
-    termios.tcsetattr(descriptor, termios.TCSANOW, quiet)
-
-    def restore() -> None:
-        termios.tcsetattr(descriptor, termios.TCSANOW, before)
-
+    _found.append(before)
+    be_quiet()
     try:
-        yield restore
+        yield lambda: termios.tcsetattr(descriptor, termios.TCSANOW, _found[0])
     finally:
-        restore()
+        termios.tcsetattr(descriptor, termios.TCSANOW, _found.pop())
+
+
+def be_quiet() -> None:
+    """The same from now on, where somebody else has set the terminal meanwhile, as a shell does."""
+    with contextlib.suppress(AttributeError, OSError, ValueError, termios.error):
+        quiet = termios.tcgetattr(sys.stdin.fileno())
+        quiet[_INPUT_FLAGS] &= ~termios.ICRNL
+        quiet[_LOCAL_FLAGS] &= ~(termios.ECHO | termios.ICANON)
+        termios.tcsetattr(sys.stdin.fileno(), termios.TCSANOW, quiet)
 
 
 def forget_typed() -> None:
@@ -43,3 +60,44 @@ def forget_typed() -> None:
     clear_typeahead(get_app_session().input)
     with contextlib.suppress(OSError, ValueError, termios.error):
         termios.tcflush(sys.stdin.fileno(), termios.TCIFLUSH)
+
+
+async def nothing_typed_for(seconds: float) -> None:
+    """Throw away what is typed until nothing is for so long: who is typing a sentence answers no question."""
+    while seconds:
+        forget_typed()
+        await asyncio.sleep(seconds)
+        try:
+            if not select.select([sys.stdin.fileno()], [], [], 0)[0]:
+                return
+        except (OSError, ValueError):  # closed, or nothing that can be waited for
+            return
+
+
+async def next_presses() -> "list[KeyPress]":
+    """The keys that come in next, all that come at once; none where the terminal is gone."""
+    from prompt_toolkit.application.current import get_app_session
+    from prompt_toolkit.keys import Keys
+
+    source, loop = get_app_session().input, asyncio.get_running_loop()
+    got: asyncio.Future[list[KeyPress]] = loop.create_future()
+    flush: asyncio.TimerHandle | None = None
+
+    def take(presses: "list[KeyPress]") -> None:
+        known = [press for press in presses if press.key != Keys.CPRResponse]
+        if (known or source.closed) and not got.done():
+            got.set_result(known)
+
+    def read() -> None:
+        nonlocal flush
+        take(source.read_keys())
+        if flush is not None:
+            flush.cancel()
+        flush = loop.call_later(SECONDS_TO_ESCAPE, lambda: take(source.flush_keys()))
+
+    with source.raw_mode(), source.attach(read):
+        try:
+            return await got
+        finally:
+            if flush is not None:
+                flush.cancel()

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from prompt_toolkit.application import get_app, run_in_terminal
+from prompt_toolkit.application import Application, get_app
 from prompt_toolkit.buffer import Buffer
 from prompt_toolkit.completion import CompleteEvent, get_common_complete_suffix
 from prompt_toolkit.document import Document
@@ -29,8 +29,7 @@ def chat_keys(pastes: Pastes, *, unfold: Callable[[], None], next_mode: Callable
 
     @keys.add(Keys.ControlO)
     def _(event: KeyPressEvent) -> None:
-        del event
-        run_in_terminal(unfold)
+        _print_above(event.app, unfold)
 
     @keys.add(Keys.BracketedPaste)
     def _(event: KeyPressEvent) -> None:
@@ -41,6 +40,15 @@ def chat_keys(pastes: Pastes, *, unfold: Callable[[], None], next_mode: Callable
         _open(event.current_buffer, pastes)
 
     return keys
+
+
+def _print_above(app: Application[object], show: Callable[[], None]) -> None:
+    """Print above the prompt. The terminal stays as it is: set back meanwhile, it would make newlines of Returns."""
+    app.renderer.erase()
+    show()
+    app.renderer.reset()
+    app.renderer.request_absolute_cursor_position()
+    app.invalidate()
 
 
 def _complete(buffer: Buffer) -> None:

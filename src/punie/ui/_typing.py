@@ -4,6 +4,7 @@ import asyncio
 import os
 import select
 import sys
+import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 
@@ -17,13 +18,11 @@ from rich.console import Console
 from rich.text import Text
 
 from punie.ui._clean import clean
+from punie.ui._keyboard import PASTE_OFF, PASTE_ON, SECONDS_TO_ESCAPE
 from punie.ui._pastes import Pastes
 
-_SECONDS_TO_ESCAPE = 0.1
-"""An escape that nothing follows for so long is the key; arrows and Alt begin with the same byte."""
-
-_PASTE_ON, _PASTE_OFF = "\x1b[?2004h", "\x1b[?2004l"
 _SHOWN_QUEUED = 3
+_SECONDS_WITHOUT_RETURN = 0.5
 LEAVE = "/exit"
 """What Ctrl-D stands for while an answer is drawn: it leaves when the answer is there."""
 
@@ -43,6 +42,11 @@ class Typing:
         self._pastes = pastes
         self._attached: AbstractContextManager[None] | None = None
         self._flush: asyncio.TimerHandle | None = None
+        self._sends_from = 0.0
+
+    def answered(self) -> None:
+        """A question was answered: a Return right after its letter is out of habit, and sends nothing."""
+        self._sends_from = time.monotonic() + _SECONDS_WITHOUT_RETURN
 
     def start(self, console: Console) -> None:
         """Take the keys. Where nothing can be redrawn they wait for the next prompt instead."""
@@ -53,7 +57,7 @@ class Typing:
             self._take(key_press)
         self._attached = source.attach(lambda: self._read(source))
         self._attached.__enter__()
-        console.file.write(_PASTE_ON)
+        console.file.write(PASTE_ON)
         console.file.flush()
 
     def stop(self, console: Console) -> None:
@@ -65,7 +69,7 @@ class Typing:
         if self._flush is not None:
             self._flush.cancel()
             self._flush = None
-        console.file.write(_PASTE_OFF)
+        console.file.write(PASTE_OFF)
         console.file.flush()
 
     def take_early(self) -> None:
@@ -105,7 +109,7 @@ class Typing:
         loop = asyncio.get_running_loop()
         if self._flush is not None:
             self._flush.cancel()
-        self._flush = loop.call_later(_SECONDS_TO_ESCAPE, lambda: self._all(source.flush_keys()))
+        self._flush = loop.call_later(SECONDS_TO_ESCAPE, lambda: self._all(source.flush_keys()))
 
     def _all(self, presses: list[KeyPress]) -> None:
         for before, press in zip([None, *presses], presses, strict=False):
@@ -119,7 +123,8 @@ class Typing:
         if key in self.keys and (key != Keys.Escape or alone):
             self.keys[Keys(key)]()
         elif key == Keys.ControlM:
-            self._send()
+            if time.monotonic() >= self._sends_from:
+                self._send()
         elif key == Keys.ControlJ:
             self.draft += "\n"
         elif key == Keys.ControlD and not self.draft:

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -21,14 +22,13 @@ from rich.console import Console
 from rich.text import Text
 
 from punie.errors import PunieError, SessionError, UsageError
-from punie.redaction import Redactor
 from punie.ui import commands
 from punie.ui._clean import clean, one_line
 from punie.ui._complete import ChatCompleter, without_marks
 from punie.ui._folds import Folds
 from punie.ui._input import history_in, input_session, state_dir
 from punie.ui._kept import Kept, last_words
-from punie.ui._keyboard import quiet_keys
+from punie.ui._keyboard import be_quiet, quiet_keys
 from punie.ui._keys import chat_keys, opens_editor
 from punie.ui._loading import Loaded, Loading
 from punie.ui._pastes import Pastes, WholeHistory
@@ -40,6 +40,7 @@ from punie.ui.options import Options
 from punie.ui.trust import ask_at_terminal, offer
 
 if TYPE_CHECKING:
+    from prompt_toolkit.application import Application
     from pydantic_ai import Agent, CancellationToken
     from pydantic_ai.messages import ModelMessage
 
@@ -47,9 +48,12 @@ if TYPE_CHECKING:
     from punie.agent.events import TurnEnded
     from punie.agent.session import Session
     from punie.config import PermissionMode
+    from punie.redaction import Redactor
     from punie.tools import Workspace
 
 _SECONDS_TO_LEAVE = 2.0
+_SECONDS_TO_DRAW = 0.3
+"""A terminal that has not said by then where its cursor is will not say it any more."""
 _NARROW = 60
 _COMMAND = re.compile(r"/[a-z0-9-]*")
 T = TypeVar("T")
@@ -115,7 +119,6 @@ class Chat:
         self._interrupted_at = -_SECONDS_TO_LEAVE
         self._stopping = False
         self._restore_keys: Callable[[], None] = _nothing
-        self._redact = Redactor(os.environ)
         history = (
             history_in(state_dir(os.environ), redact=self._redact)
             if setup.settings.save_sessions
@@ -128,12 +131,22 @@ class Chat:
             toolbar=self._toolbar,
             keys=chat_keys(self.pastes, unfold=self.unfold, next_mode=self.next_mode),
         )
+        self._input.app.after_render += self._drawn
 
     def begin(self, options: Options) -> None:
         """Go on with the session the flags name. UsageError if there is none, SessionError if it cannot be stored."""
         self._listing = options.resume == "" and not options.fork
         if not self._listing:
             self.history = self.kept.start(options)
+
+    @cached_property
+    def _redactor(self) -> "Redactor":
+        from punie.redaction import Redactor  # its patterns take long to compile: nothing may ever be said
+
+        return Redactor(os.environ)
+
+    def _redact(self, text: str) -> str:
+        return self._redactor(text)
 
     async def run(self, first: str | None) -> int:
         """Take prompts until the user leaves, or a signal ends it the orderly way: the terminal is restored."""
@@ -184,7 +197,10 @@ class Chat:
         editing, self.edit_next = self.edit_next, False
 
         def begin() -> None:
-            self._start_loading()
+            if self._loading is None:
+                asyncio.get_running_loop().call_later(_SECONDS_TO_DRAW, self._load_first)
+            else:
+                self._start_loading()
             if editing:
                 opens_editor(self.pastes)
 
@@ -312,6 +328,7 @@ class Chat:
             task = asyncio.ensure_future(work(screen))
             loop = asyncio.get_running_loop()
             loop.add_signal_handler(signal.SIGINT, lambda: self._stop(task, screen))
+            loop.add_signal_handler(signal.SIGTSTP, lambda: self._suspend(screen))
             self.typing.keys = {**self.typing.keys, Keys.Escape: lambda: self._stop(task, screen, leaves=False)}
             try:
                 return await task
@@ -322,6 +339,7 @@ class Chat:
                 self.say([str(error)], style="red")
             finally:
                 loop.remove_signal_handler(signal.SIGINT)
+                loop.remove_signal_handler(signal.SIGTSTP)
                 if self._stopping:
                     self.typing.take_back()
                 self._stopping = False
@@ -341,6 +359,18 @@ class Chat:
             self._cancellation.cancel()
         else:
             task.cancel()
+
+    def _suspend(self, screen: Screen) -> None:
+        """Stop until the shell says go on, and leave it a terminal as it was; also in the middle of an answer."""
+        shown, loop = screen.shows, asyncio.get_running_loop()
+        screen.pause()
+        self._restore_keys()
+        loop.remove_signal_handler(signal.SIGTSTP)
+        os.kill(os.getpid(), signal.SIGTSTP)  # it returns when the shell has said so
+        loop.add_signal_handler(signal.SIGTSTP, lambda: self._suspend(screen))
+        be_quiet()
+        if shown:
+            screen.resume()
 
     async def _ready(self, screen: Screen) -> Loaded:
         """The loaded model; shows how far the load is."""
@@ -393,9 +423,12 @@ class Chat:
         """Ask the user about one call, on a screen that nothing else draws on."""
         from prompt_toolkit import PromptSession
 
-        from punie.ui._ask import Question
+        from punie.ui._ask import QUIET_S, Question
 
-        question = Question(self.console, prompt=PromptSession(history=InMemoryHistory()), stop=self._stop_turn)
+        # Whoever is in the middle of a sentence looks up later.
+        quiet_s = 3 * QUIET_S if self.typing.draft else QUIET_S
+        prompt = PromptSession[str](history=InMemoryHistory())
+        question = Question(self.console, prompt=prompt, stop=self._stop_turn, quiet_s=quiet_s)
         screen = self._screen
         if screen is None:
             return await question.ask(request)
@@ -403,6 +436,7 @@ class Chat:
         try:
             return await question.ask(request)
         finally:
+            self.typing.answered()
             screen.resume()
 
     def _stop_turn(self) -> None:
@@ -416,6 +450,16 @@ class Chat:
         if self._loading is None or self._loading.failed:
             self._loading = Loading(self.setup, on_status=self._show_status)
         return self._loading
+
+    def _drawn(self, app: "Application[str]") -> None:
+        """The prompt is drawn: with the line below it, once the terminal has said where the cursor is."""
+        if app.renderer.height_is_known:
+            self._load_first()
+
+    def _load_first(self) -> None:
+        """Begin to load, not before: a thread that imports would take half of the machine from the first prompt."""
+        if self._loading is None:
+            self._start_loading()
 
     def _show_status(self, status: str) -> None:
         if self._screen is not None:
@@ -438,7 +482,9 @@ class Chat:
     def _toolbar(self) -> str:
         width = shutil.get_terminal_size().columns
         parts = [one_line(self.setup.config.model, width=max(width // 3, 10)), self.setup.mode]
-        if self._loading is not None and self._loading.loaded is None:
+        if self._loading is None:
+            parts.append("Loading")
+        elif self._loading.loaded is None:
             parts.append("failed to load" if self._loading.failed else self._loading.status)
         return fitted([*parts, *self.status.parts(short=width < _NARROW), self._place()], width=width)
 
