@@ -5,6 +5,7 @@ import os
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import pytest
 from pydantic_ai.messages import ModelMessage, ModelRequest, ModelResponse, TextPart, UserPromptPart
@@ -16,13 +17,15 @@ from punie.agent import Permissions, TurnEnded, create_agent, run_turn
 from punie.agent._pins import Pins
 from punie.agent.approval import Decision, Gate, Request, approve_all, once
 from punie.agent.compaction import compacted
+from punie.agent.hooks import HookRunner
 from punie.agent.mcp import Servers
 from punie.agent.permissions import Call, authorize
 from punie.agent.planning import BEGUN, ENDED
 from punie.config import AgentConfig, Limits
 from punie.extensions import Definition, Hook, Hooks, McpServer
 from punie.rules import RuleSet, parse_rule
-from punie.tools import TOOLS, Workspace
+from punie.tools import TOOLS, Sandbox, SandboxState, Workspace
+from punie.tools._process import run
 
 EVERYTHING = RuleSet(
     allow=tuple(
@@ -245,3 +248,60 @@ async def test_the_embedded_model_is_told_nothing(project: Project, local: Local
         await project.turn(model=model, permissions=Permissions(mode))
         shown.append(tuple(prompts(engine)))
     assert shown[0] == shown[1]
+
+
+# --- the sandbox ---
+
+BY_FORCE = (
+    "touch made",
+    "echo x >> notes.md",
+    "mkdir made",
+    "rm notes.md",
+    "mv notes.md made",
+    "ln notes.md made",
+    "cd src && touch made",
+    "touch $PWD/made",
+    "touch /proc/self/cwd/made",
+    "git init -q made",
+)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="these are the sandboxes of Linux")
+@pytest.mark.parametrize("kind", ["bubblewrap", "landlock"])
+async def test_no_command_can_write_into_the_workspace_whatever_it_is(
+    project: Project, kind: Literal["bubblewrap", "landlock"]
+):
+    sandbox = Sandbox(project.root, environment=os.environ, state=SandboxState(kind, "given"))
+    sandbox.read_only = True
+    before = state(project.root)
+    # Landlock knows nothing of modes.
+    for command in (*BY_FORCE, *(["chmod 600 notes.md"] if kind == "bubblewrap" else [])):
+        outcome = await run(command, sandbox=sandbox, timeout_s=60)
+        assert outcome.status != 0, command
+        assert state(project.root) == before, command
+    assert (await run("cat notes.md > $TMPDIR/x; cat $TMPDIR/x", sandbox=sandbox, timeout_s=60)).head == b"nothing\n"
+    sandbox.read_only = False
+    assert (await run("touch made", sandbox=sandbox, timeout_s=60)).status == 0
+    assert (project.root / "made").exists()
+
+
+async def test_neither_a_hook_nor_a_program_under_a_harmless_name_changes_anything(project: Project, tmp_path: Path):
+    """A directory of the workspace that stands in PATH may hold anything under the name of `ls`."""
+    (project.root / "bin").mkdir()
+    (project.root / "bin/ls").write_text("#!/bin/sh\necho mine; touch made\n")
+    (project.root / "bin/ls").chmod(0o755)
+    environment = {**os.environ, "PATH": f"{project.root}/bin{os.pathsep}{os.environ['PATH']}"}
+    hooks = HookRunner(
+        Hooks(before_tool=(Hook(command="touch hooked; exit 0"),)), Hooks(), pins=Pins(tmp_path, tmp_path)
+    )
+    made = []
+    for mode in ("plan", "acceptEdits"):
+        model = scripted(("run_command", {"command": "ls"}), "Done.")
+        agent = create_agent(AgentConfig(), model=model, permissions=replace(planning(), mode=mode), hooks=hooks)
+        workspace = Workspace(project.root, environment=environment)
+        stream = run_turn(agent, "go", workspace=workspace, config=AgentConfig())
+        end = [event async for event in stream][-1]
+        assert isinstance(end, TurnEnded)
+        assert "mine" in end.tool_calls[0].output
+        made.append(sorted(path.name for path in project.root.iterdir() if path.name in {"made", "hooked"}))
+    assert made == [[], ["hooked", "made"]]

@@ -141,7 +141,7 @@ def test_a_command_by_hand_is_asked_about_run_and_told(start: Start, server: Scr
     assert not (project / "made.txt").exists()
     terminal.enter("/mode plan")
     terminal.wait("Permission mode: plan")
-    terminal.enter("!echo again")
+    terminal.enter("!touch again")
     terminal.wait("off while planning")
     terminal.enter("!")
     terminal.wait("no command after the !")

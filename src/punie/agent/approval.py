@@ -119,7 +119,11 @@ class Gate:
     _granted: set[str] = field(default_factory=set)
 
     def authorize(self, workspace: Workspace, call: Call) -> Verdict:
-        """Judge a call with what was granted so far, and have the tools hold to the place that was judged."""
+        """Judge a call with what was granted so far, and have the tools hold to the place that was judged.
+
+        While planning the sandbox lets no command write into the workspace, whatever its words look like.
+        """
+        workspace.sandbox.read_only = self.permissions.mode == "plan"
         verdict = authorize(
             call,
             root=workspace.root,

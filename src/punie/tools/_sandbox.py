@@ -173,6 +173,8 @@ class Sandbox:
         self.options = options or SandboxOptions()
         self.environment = environment
         self.state_dir = state_dir
+        self.read_only = False
+        """Whether commands cannot write into the workspace either, but only into their own /tmp."""
         self._given = state
         self._search_path = os.environ.get("PATH", "")
         self._allowed: set[str] = set()
@@ -227,7 +229,7 @@ class Sandbox:
             fixed = [path for path in own.fixed if not path.is_symlink()]
             links = [path for path in own.fixed if path.is_symlink()]
             if kind == "bubblewrap":
-                fixed = stack.enter_context(masked(fixed))
+                fixed = [] if self.read_only else stack.enter_context(masked(fixed))
                 run = Run(self._bubblewrap(command, own, fixed, network=network))
                 watch = Watch([*own.watched, *links], (), self._aside)
             elif kind == "landlock":
@@ -283,7 +285,7 @@ class Sandbox:
         for path in (*self._needed, *self._private.glob("kept-*"), *(_name_servers() if network else ())):
             arguments += ["--ro-bind-try", str(path), str(path)]
         for path in (self.root, *own.outside, *own.pinned):
-            arguments += ["--bind", str(path), str(path)]
+            arguments += ["--ro-bind" if self.read_only else "--bind", str(path), str(path)]
         for path in (*fixed, *self._own_program):
             arguments += ["--ro-bind", str(path), str(path)]
         for path in self._secrets:
@@ -308,22 +310,24 @@ class Sandbox:
 
     def _landlock(self, command: str, own: Places, *, network: bool) -> dict[str, Any]:
         abi = _landlock.version()
-        writable = [self.root, self._temporary, *own.outside]
         plan = self._bare(command)
         return plan | {
             "env": plan["env"] | {"TMPDIR": str(self._temporary)},
             "landlock": (
                 _landlock.ruleset(abi, network=network),
-                _landlock.rules(abi, writable=writable, readable=[self._outputs], hidden=self._secrets),
+                _landlock.rules(abi, writable=self._writable(own), readable=[self._outputs], hidden=self._secrets),
             ),
             "seccomp": _seccomp.program(platform.machine(), network=network, attributes=False),
             "drop": os.getuid() == 0,
         }
 
+    def _writable(self, own: Places) -> list[Path]:
+        return [self._temporary] if self.read_only else [self.root, self._temporary, *own.outside]
+
     def _seatbelt(self, command: str, own: Places, *, network: bool) -> dict[str, Any]:
         plan = self._bare(command)
         made = _seatbelt.profile(
-            writable=[self.root, self._temporary, *own.outside],
+            writable=self._writable(own),
             fixed=[*own.fixed, *own.watched, *self._own_program],
             hidden=self._secrets,
             network=network,
