@@ -84,6 +84,13 @@ def test_the_index_leads_to_every_page():
     assert pages - {*re.findall(r"\]\(([\w-]+\.md)\)", index)} == set()
 
 
+def test_the_page_of_the_library_names_every_example():
+    text = (ROOT / "docs" / "library.md").read_text("utf-8")
+    assert {path.name for path in (ROOT / "examples").iterdir() if path.is_file()} == {
+        *re.findall(r"\(\.\./examples/([\w.]+)\)", text)
+    }
+
+
 # --- blocks ----------------------------------------------------------------------------------------------------------
 
 MARKS = {
