@@ -256,6 +256,32 @@ async def test_modes_are_punies_own(editor: Editor, project: Path, scripted: Scr
     assert editor.asked == []
 
 
+async def test_a_plan_is_agreed_to_and_carried_out(editor: Editor, project: Path, scripted: ScriptedServer):
+    scripted.script = [["Rename it."], [EDIT], ["Renamed."]]
+    session = await editor.new(project)
+    with pytest.raises(RequestError, match="no plan to agree to"):
+        await editor.prompt(session, "/go")
+    await editor.agent.set_session_mode(mode_id="plan", session_id=session)
+    await editor.prompt(session, "rename Greeter")
+    assert (await editor.prompt(session, "/go acceptEdits")).stop_reason == "end_turn"
+    assert "class Welcomer" in (project / "a.py").read_text()
+    assert [update.current_mode_id for update in editor.seen(session, CurrentModeUpdate)] == ["acceptEdits"]
+    assert editor.asked == []
+
+
+async def test_a_skill_is_followed(editor: Editor, project: Path, scripted: ScriptedServer, home: Path):
+    skill = home / "config" / "punie" / "skills" / "greeting" / "SKILL.md"
+    skill.parent.mkdir(parents=True)
+    skill.write_text("---\nname: greeting\ndescription: How to greet.\n---\nBow twice first.\n")
+    scripted.script = [["Bowed."]]
+    session = await editor.new(project)
+    await editor.prompt(session, "/skill greeting the queen")
+    assert "Bow twice first." in str(scripted.requests[-1]["messages"])
+    assert "the queen" in str(scripted.requests[-1]["messages"])
+    with pytest.raises(RequestError, match="no skill"):
+        await editor.prompt(session, "/skill nonsense")
+
+
 async def test_the_model_can_be_changed_and_one_that_cannot_be_had_changes_nothing(
     editor: Editor, project: Path, scripted: ScriptedServer
 ):

@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from acp import PromptResponse
 from acp.schema import AvailableCommand, AvailableCommandInput, UnstructuredCommandInput
 
 from punie.errors import UsageError
@@ -37,13 +38,13 @@ async def compact(chat: "Conversation", rest: str) -> None:
 async def context(chat: "Conversation", rest: str) -> None:
     """What each part of the next request takes, and what is free."""
     from punie.agent.compaction import measured
-    from punie.ui._setup import memory_of
+    from punie.ui._setup import memory_of, skills_of
 
     del rest
     loaded = await chat.loaded()
-    memory = memory_of(chat.setup)
+    config, memory, skills = chat.setup.config, memory_of(chat.setup), skills_of(chat.setup, loaded.model).text
     written = memory.read(budget_tokens=memory.budget_for(loaded.model)).text
-    parts = await measured(chat.history, model=loaded.model, config=chat.setup.config, memory=written)
+    parts = await measured(chat.history, model=loaded.model, config=config, memory=written, skills=skills)
     used, window = sum(tokens for _, tokens in parts), loaded.model.context_window
     rows = [*parts, ("together", used), *([("free", max(window - used, 0))] if window else [])]
     await chat.say([fenced("\n".join(f"{name:<14}{tokens:>9,}" for name, tokens in rows))])
@@ -77,12 +78,29 @@ async def model(chat: "Conversation", rest: str) -> None:
     await chat.say([f"Model: {chat.setup.config.model}"])
 
 
+async def go(chat: "Conversation", rest: str) -> PromptResponse:
+    """Leave plan mode and have the model carry the plan out."""
+    from punie.ui._plan_commands import AGREED, mode_to_go
+
+    await chat.tell_mode(mode_to_go(chat.setup.mode, chat.history, rest))
+    return await chat.ask_model(AGREED)
+
+
+async def skill(chat: "Conversation", rest: str) -> PromptResponse:
+    """Send the instructions of a skill with what is asked for. UsageError if there is no such skill."""
+    from punie.ui._setup import skills_of
+    from punie.ui._skill_commands import prompt_of
+
+    loaded = await chat.loaded()
+    return await chat.ask_model(prompt_of(skills_of(chat.setup, loaded.model), rest))
+
+
 @dataclass(frozen=True)
 class Command:
-    """One command."""
+    """One command; it gives the answer to the prompt if the model was asked."""
 
     help: str
-    run: "Callable[[Conversation, str], Awaitable[None]]"
+    run: "Callable[[Conversation, str], Awaitable[PromptResponse | None]]"
     hint: str = ""
 
 
@@ -92,6 +110,8 @@ TABLE: Mapping[str, Command] = {
     "diff": Command("What this session changed in files", diff),
     "undo": Command("Take back what the last turn did to files", undo),
     "redo": Command("Do again what was taken back", redo),
+    "go": Command("Leave plan mode and carry the plan out", go, "acceptEdits, or nothing to be asked about edits"),
+    "skill": Command("Follow a skill", skill, "its name, and what to do"),
     "model": Command("Show the model, or go on with another one", model, "local, claude, openai:MODEL@URL"),
 }
 
@@ -102,12 +122,12 @@ def parsed(text: str) -> tuple[str, str] | None:
     return (found[1], (found[2] or "").strip()) if found else None
 
 
-async def run(chat: "Conversation", name: str, rest: str) -> None:
+async def run(chat: "Conversation", name: str, rest: str) -> PromptResponse | None:
     """Do what `/name rest` says. UsageError for an unknown one, PunieError for what the user can mend."""
     command = TABLE.get(name)
     if command is None:
         raise UsageError(f"There is no /{name} here.", f"There are {', '.join(f'/{known}' for known in TABLE)}.")
-    await command.run(chat, rest)
+    return await command.run(chat, rest)
 
 
 def available() -> list[AvailableCommand]:

@@ -16,7 +16,6 @@ from acp.schema import (
     AgentCapabilities,
     ClientCapabilities,
     CloseSessionResponse,
-    ConfigOptionUpdate,
     Implementation,
     InitializeResponse,
     ListSessionsResponse,
@@ -27,13 +26,8 @@ from acp.schema import (
     ResumeSessionResponse,
     SessionCapabilities,
     SessionCloseCapabilities,
-    SessionConfigOptionBoolean,
-    SessionConfigOptionSelect,
-    SessionConfigSelectOption,
     SessionInfo,
     SessionListCapabilities,
-    SessionMode,
-    SessionModeState,
     SessionResumeCapabilities,
     SetSessionConfigOptionResponse,
     SetSessionModeResponse,
@@ -41,22 +35,15 @@ from acp.schema import (
 
 from punie.errors import PunieError, UsageError
 from punie.ui import _acp_commands as commands
+from punie.ui._acp_choices import config_update, modes_of, offered_model, options_of
 from punie.ui._acp_content import Block
 from punie.ui._acp_servers import ClientServer, with_servers
 from punie.ui._acp_session import Conversation, Models, refusal
-from punie.ui._clean import clean, one_line
+from punie.ui._clean import one_line
 from punie.ui._kept import open_store
-from punie.ui._setup import Setup, prepare
+from punie.ui._setup import prepare
 from punie.ui.options import Options, directory
 
-_MODES = {
-    "default": ("Ask", "Asks before edits and commands"),
-    "acceptEdits": ("Accept edits", "Edits files of the project unasked, asks before commands"),
-    "auto": ("Auto", "Edits unasked, and runs commands unasked in the sandbox"),
-    "dontAsk": ("Don't ask", "Asks nothing: what no rule allows is refused"),
-    "plan": ("Plan", "Reads and plans; edits and commands are refused"),
-    "bypassPermissions": ("Bypass permissions", "Runs everything unasked"),
-}
 _ID = re.compile(r"[0-9a-f]{32}")
 _PAGE = 50
 """Sessions in one answer."""
@@ -223,7 +210,7 @@ class Server:
                 self._soon(conversation.send(update_current_mode(value)))
             else:
                 conversation.refuse_if_busy()
-                await conversation.change_model(_offered_model(conversation.setup, value))
+                await conversation.change_model(offered_model(conversation.setup, value))
         return SetSessionConfigOptionResponse(config_options=options_of(conversation))
 
     async def prompt(self, session_id: str, prompt: list[Block]) -> PromptResponse:
@@ -305,56 +292,3 @@ def _absolute(given: str) -> Path:
     if not Path(given).is_absolute():
         raise UsageError(f"cwd is no absolute path: {one_line(given, width=200)}", "The editor has to name it whole.")
     return Path(given)
-
-
-# --- what can be chosen ---
-
-
-def modes_of(conversation: Conversation) -> SessionModeState:
-    """The permission modes, in the form of the first versions of the protocol."""
-    modes = [SessionMode(id=mode, name=_MODES[mode][0], description=_MODES[mode][1]) for mode in conversation.modes()]
-    return SessionModeState(current_mode_id=conversation.setup.mode, available_modes=modes)
-
-
-def options_of(conversation: Conversation) -> list[SessionConfigOptionSelect | SessionConfigOptionBoolean]:
-    """The permission mode and the model, in the form of the later versions."""
-    modes = [
-        SessionConfigSelectOption(value=mode, name=_MODES[mode][0], description=_MODES[mode][1])
-        for mode in conversation.modes()
-    ]
-    models = [
-        SessionConfigSelectOption(value=value, name=clean(name))
-        for value, name in models_of(conversation.setup).items()
-    ]
-    setup = conversation.setup
-    return [
-        SessionConfigOptionSelect(
-            id="mode", name="Permissions", category="mode", type="select", current_value=setup.mode, options=modes
-        ),
-        SessionConfigOptionSelect(
-            id="model", name="Model", category="model", type="select", current_value=setup.config.model, options=models
-        ),
-    ]
-
-
-def models_of(setup: Setup) -> dict[str, str]:
-    """The models that can be chosen, by their specs: the present one, the user's aliases, and what is ready to run."""
-    from punie.backends.catalogue import EMBEDDED, known
-    from punie.ui.models import state
-
-    settings = setup.settings
-    named = {name: model for name, model in known(settings.models).items() if name != EMBEDDED}
-    ready = {f"local:{name}": each.title for name, each in named.items() if state(each, settings) == "ready"}
-    aliases = {spec: f"{alias} ({spec})" for alias, spec in settings.aliases.items()}
-    return {setup.config.model: setup.config.model, "local": "local (embedded)", **aliases, **ready}
-
-
-def _offered_model(setup: Setup, value: str) -> str:
-    if value not in models_of(setup):
-        raise UsageError(f"{one_line(value, width=60)} is not among the models.", "/model takes any other one.")
-    return value
-
-
-def config_update(conversation: Conversation) -> ConfigOptionUpdate:
-    """What is chosen now."""
-    return ConfigOptionUpdate(session_update="config_option_update", config_options=options_of(conversation))

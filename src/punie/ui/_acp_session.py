@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from acp import PromptResponse, RequestError, update_agent_message_text, update_agent_thought_text
+from acp.helpers import update_current_mode
 from acp.interfaces import Client
 from acp.schema import StopReason, Usage
 
 from punie.errors import ConfigError, PunieError, SessionError, UsageError
 from punie.redaction import Redactor
 from punie.rules import EDITS
+from punie.ui._acp_choices import config_update
 from punie.ui._acp_content import Block, prompt_text
 from punie.ui._acp_updates import Calls, TurnUpdates, Update, replayed
 from punie.ui._clean import clean, one_line
@@ -169,6 +171,12 @@ class Conversation:
         if self._gate is not None:
             self._gate.permissions = replace(self._gate.permissions, mode=found)
 
+    async def tell_mode(self, mode: str) -> None:
+        """Go on in another mode, and tell the client. UsageError for one that cannot be had."""
+        self.set_mode(mode)
+        await self.send(update_current_mode(mode))
+        await self.send(config_update(self))
+
     async def change_model(self, spec: str) -> None:
         """Go on with another model; what was said stays. One that cannot be had changes nothing, and raises."""
         before = self.setup, self._loading, self._agent
@@ -242,11 +250,11 @@ class Conversation:
         from punie.ui import _acp_commands as commands
 
         if command := commands.parsed(text):
-            await commands.run(self, *command)
-            return PromptResponse(stop_reason="end_turn")
-        return await self._ask_model(without_marks(text, root=self.setup.root))
+            return await commands.run(self, *command) or PromptResponse(stop_reason="end_turn")
+        return await self.ask_model(without_marks(text, root=self.setup.root))
 
-    async def _ask_model(self, prompt: str) -> PromptResponse:
+    async def ask_model(self, prompt: str) -> PromptResponse:
+        """One turn with this prompt. RequestError if the model failed."""
         loaded = await self.loaded()
         from pydantic_ai import CancellationToken
 

@@ -62,16 +62,19 @@ async def list_skills(chat: "Chat", rest: str) -> None:
 
 async def use_skill(chat: "Chat", rest: str) -> None:
     """Send the instructions of a skill with what is asked for. UsageError if there is no such skill."""
+    if not rest:
+        raise UsageError("Which skill?", "/skills lists them.")
+    skills = await _skills(chat)
+    if skills is not None:
+        await chat.ask_model(prompt_of(skills, rest))
+
+
+def prompt_of(skills: "Skills", rest: str) -> str:
+    """The prompt that `/skill NAME REQUEST` stands for. UsageError if there is no such skill."""
     from pydantic_ai import ModelRetry
 
     name, _, request = rest.partition(" ")
-    if not name:
-        raise UsageError("Which skill?", "/skills lists them.")
-    skills = await _skills(chat)
-    if skills is None:
-        return
     try:
-        prompt = skills.prompt(name, request.strip())
+        return skills.prompt(name, request.strip())
     except ModelRetry as error:
         raise UsageError(error.message, "/skills lists them.") from None
-    await chat.ask_model(prompt)
