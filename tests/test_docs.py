@@ -22,6 +22,7 @@ from tests.ui.scripted_server import Call, serving
 from punie.agent import events
 from punie.backends._weights import default_cache_dir
 from punie.config import load_settings
+from punie.errors import UsageError
 from punie.extensions import read_servers
 from punie.ui.plain import About, StreamShow, result
 from punie_training.recipe import Recipe
@@ -115,6 +116,38 @@ def test_every_block_is_of_a_kind_that_is_checked(block: Block):
         assert block.text.startswith("$ "), "what is typed stands after `$ `"
 
 
+@pytest.mark.parametrize(
+    "script",
+    [
+        "punie --modle local",
+        "punie -p hello --max-turns none",
+        "git diff | punie -p 'what?' --output-format yaml",
+        "punie mcp add docs",
+        "punie models fetch qwen",
+        "punie train walk recipe.toml",
+        "punie train run recipe.toml --bases x",
+        "just nothing",
+        ".venv/bin/pip install '.[nothing]'",
+        "python3 -m venv .venv && curl https://example.com",
+    ],
+)
+def test_a_wrong_command_is_found(script: str, monkeypatch: pytest.MonkeyPatch):
+    *_, last = commands_in(script)
+    with pytest.raises((UsageError, SystemExit, AssertionError)):
+        refuse_unknown(last, monkeypatch)
+
+
+def test_blocks_are_read_with_their_marks(tmp_path: Path):
+    page = tmp_path / "page.md"
+    fenced = '1. a\n\n   ```console run not-run="no Mac"\n   $ one \\\n   two\n   out\n   $ three\n   ```\n'
+    page.write_text(f"{fenced}\nText.\n\n    code\n")
+    console, indented = blocks(str(page))
+    assert (console.line, console.kind, dict(console.marks)) == (3, "console", {"run": "", "not-run": "no Mac"})
+    assert list(console.commands()) == [("one \\\ntwo\n", "out\n"), ("three\n", "")]
+    assert console.script == "one \\\ntwo\nthree\n"
+    assert indented.kind == "indented"
+
+
 def test_only_what_cannot_be_run_here_is_not_run():
     assert {(block.page, block.marks["not-run"]) for block in ALL if "not-run" in block.marks} == NOT_RUN
 
@@ -193,6 +226,14 @@ def same_keys(shown: Any, real: Any) -> bool:
     return shown.keys() == real.keys() and all(same_keys(shown[key], real[key]) for key in real)
 
 
+def test_a_key_that_is_not_written_is_found():
+    real = json.loads(json.dumps(result(ABOUT, ENDED)))
+    assert same_keys(real, real)
+    assert not same_keys({**real, "anwser": ""}, real)
+    assert not same_keys({**real, "usage": {"input": 1}}, real)
+    assert not same_keys({**real, "tool_calls": [{"tool": "search"}]}, real)
+
+
 @of_kind("json", "jsonl")
 def test_every_json_block_has_the_shape_that_is_read_or_written(block: Block, tmp_path: Path):
     (shape,) = block.marks
@@ -229,6 +270,14 @@ def alike(wanted: str, got: str) -> bool:
     """Whether a text is the other one, but for times; `...` stands for anything."""
     texts = [re.sub(r"\b\d+(\.\d+)? m?s\b", "0 s", text.strip()) + "\n" for text in (wanted, got)]
     return doctest.OutputChecker().check_output(texts[0], texts[1], doctest.ELLIPSIS)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "got"), [("a (2 ms)", "a (1.4 s)"), ("x ... z\n", "x y z"), ("a\n...\n", "a\nb\nc")]
+)
+def test_times_and_what_is_left_out_are_alike(wanted: str, got: str):
+    assert alike(wanted, got)
+    assert not alike(wanted, got.replace("a", "b").replace("x", "b"))
 
 
 def printed_by(*command: str) -> str:
