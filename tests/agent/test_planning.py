@@ -10,6 +10,7 @@ from typing import Literal
 import pytest
 from pydantic_ai.messages import ModelMessage, ModelRequest, ModelResponse, TextPart, UserPromptPart
 from tests.agent.conftest import Local, Project, prompts
+from tests.agent.test_append_only import assert_only_grown
 from tests.agent.test_hooks import Turns
 from tests.stubs import Canned, scripted
 
@@ -19,6 +20,7 @@ from punie.agent.approval import Decision, Gate, Request, approve_all, once
 from punie.agent.compaction import compacted
 from punie.agent.hooks import HookRunner
 from punie.agent.mcp import Servers
+from punie.agent.memory import Memory
 from punie.agent.permissions import Call, authorize
 from punie.agent.planning import BEGUN, ENDED
 from punie.config import AgentConfig, Limits
@@ -238,6 +240,52 @@ async def test_it_is_told_again_when_a_summary_took_its_place(project: Project):
     done = await compacted(end.messages, model=Canned(ModelResponse([TextPart("We looked.")])))
     _, end = await project.turn("Second.", permissions=Permissions("plan"), history=done.messages)
     assert said(list(end.messages)).count(BEGUN) == 2
+
+
+async def test_nothing_that_was_sent_before_changes(project: Project, local: Local):
+    model, engine = local("One.", "Two.", "Three.")
+    history: list[ModelMessage] = []
+    config = AgentConfig(model="gguf:some-7b.gguf")
+    for mode in ("default", "plan", "default"):
+        _, end = await project.turn(model=model, permissions=Permissions(mode), history=history, config=config)
+        history = list(end.messages)
+    assert said(history).count(BEGUN) == said(history).count(ENDED) == 1
+    assert_only_grown(engine, requests=3)
+
+
+async def test_it_is_said_behind_the_results_of_a_turn_that_was_stopped(project: Project):
+    _, first = await project.turn(WRITE)
+    assert first.stop_reason == "denied"
+    _, second = await project.turn("A plan.", permissions=Permissions("plan"), history=first.messages)
+    requests = [message for message in second.messages if isinstance(message, ModelRequest)]
+    kinds = [[part.part_kind for part in message.parts] for message in requests]
+    assert [kind for kinds_of_one in kinds[1:] for kind in kinds_of_one] == [
+        "tool-return",
+        "user-prompt",
+        "user-prompt",
+    ]
+    assert said(list(second.messages))[-2] == BEGUN
+
+
+async def test_instructions_of_a_directory_are_no_place_for_it(project: Project):
+    """They come behind a result; a service refuses words between a call and its result."""
+    (project.root / "src/AGENTS.md").write_text("Be brief.")
+
+    async def approve(request: Request) -> Decision:
+        del request
+        gate.permissions = replace(gate.permissions, mode="plan")
+        return once
+
+    gate = Gate(approve, Permissions("default"))
+    edit = ("edit_file", {"path": "notes.md", "old": "nothing", "new": "x"})
+    read = ("read_file", {"path": "src/app_Module.py"})
+    memory = Memory(project.root.resolve(), project=project.root.resolve())
+    agent = create_agent(AgentConfig(), model=scripted(edit, read, "Done."), gate=gate, memory=memory)
+    stream = run_turn(agent, "go", workspace=Workspace(project.root), config=AgentConfig())
+    end = [event async for event in stream][-1]
+    assert isinstance(end, TurnEnded)
+    assert "Be brief." in "".join(said(list(end.messages)))
+    assert BEGUN not in said(list(end.messages))
 
 
 async def test_the_embedded_model_is_told_nothing(project: Project, local: Local):

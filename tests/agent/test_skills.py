@@ -149,7 +149,7 @@ def test_the_model_is_told_names_and_descriptions_and_nothing_of_the_rest(tree: 
 def test_one_that_is_for_the_user_alone_is_not_told_of(tree: Tree):
     tree.skill(tree.own, "sums", "---\ndescription: x\ndisable-model-invocation: true\n---\nAdd.")
     found = tree.find()
-    assert (found.text, bool(found)) == ("", False)
+    assert (found.text, bool(found)) == ("", True)
     assert found.prompt("sums", "1 + 1").endswith("\n\n1 + 1")
 
 

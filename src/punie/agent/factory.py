@@ -20,7 +20,7 @@ from punie.agent.hooks import Hooked, HookRunner, TurnEnd
 from punie.agent.instructions import instructions_for
 from punie.agent.mcp import Servers
 from punie.agent.memory import Memory, Nested
-from punie.agent.offered import is_compact, offered
+from punie.agent.offered import is_compact, is_large, offered
 from punie.agent.permissions import Permissions
 from punie.agent.planning import Planned, Planning
 from punie.agent.skills import Loading, Skills
@@ -86,7 +86,7 @@ def create_agent(
         capabilities=[
             Redacting(),
             *([TurnEnd(hooks, gate)] if hooks else []),
-            *([] if compact else [Planning(gate)]),
+            *([Planning(gate)] if is_large(config, engine) else []),
             Nested(memory, budget, (*written.warnings, *skills.warnings)),
             Loading(skills),
             HandleDeferredToolCalls(gate.decide),

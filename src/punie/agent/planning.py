@@ -16,6 +16,7 @@ from pydantic_ai.models import ModelRequestContext
 from pydantic_ai.toolsets import WrapperToolset
 from pydantic_ai.toolsets.abstract import ToolsetTool
 
+from punie.agent._given import is_typed
 from punie.agent.approval import Gate
 from punie.agent.compaction import sent
 from punie.agent.permissions import Call
@@ -77,7 +78,9 @@ def _plans(messages: Sequence[ModelMessage]) -> bool:
 
 
 def _say(message: ModelMessage, note: str) -> None:
-    if not isinstance(message, ModelRequest) or not any(isinstance(part, UserPromptPart) for part in message.parts):
+    """Put it right before what the user says: results of calls may stand before that, and have to come first."""
+    if not isinstance(message, ModelRequest) or not is_typed(message):
         return
-    if not any(isinstance(part, UserPromptPart) and part.content == note for part in message.parts):
-        message.parts = [UserPromptPart(note), *message.parts]
+    *before, last = message.parts
+    if isinstance(last, UserPromptPart) and not any(getattr(part, "content", "") == note for part in before):
+        message.parts = [*before, UserPromptPart(note), last]

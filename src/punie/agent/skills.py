@@ -93,8 +93,8 @@ class Skills:
     refuses: Callable[[Skill, str], bool] = _nothing
 
     def __bool__(self) -> bool:
-        """Whether the model is told of any."""
-        return bool(self.told)
+        """Whether there are any."""
+        return bool(self.found)
 
     @property
     def text(self) -> str:
