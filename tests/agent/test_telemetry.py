@@ -68,7 +68,7 @@ async def test_a_run_its_requests_and_its_calls_are_told(tmp_path: Path) -> None
     run = "invoke_agent punie"
     calls, requests = [("execute_tool read_file", run)] * 2, [("chat function::stream", run)] * 3
     assert tree(spans) == sorted([(run, ""), *calls, *requests])
-    assert {span.resource.attributes["service.name"] for span in spans} == {"punie"}
+    assert all(span.resource.attributes["service.name"] == "punie" for span in spans)
     usage = [span.attributes["gen_ai.usage.input_tokens"] for span in spans if span.name.startswith("chat")]  # type: ignore[index]
     assert all(isinstance(tokens, int) and tokens > 0 for tokens in usage)
 
