@@ -1,5 +1,6 @@
 """The list of steps through a conversation: asked about by nobody, and kept when what was said is summed up."""
 
+import json
 from pathlib import Path
 
 from pydantic_ai.messages import ModelMessage, ModelRequest, ModelResponse, TextPart, UserPromptPart
@@ -33,6 +34,13 @@ async def test_nobody_is_asked_in_any_mode_and_nothing_is_written(project: Proje
         _, end = await project.turn(SECOND, "Done.", approve=nobody_is_asked, permissions=Permissions(mode))
         assert [(call.outcome, call.output) for call in end.tool_calls] == [("ok", KEPT)]
     assert sorted(project.root.rglob("*")) == before
+
+
+async def test_a_list_that_comes_as_text_is_read(project: Project):
+    steps = json.dumps(SECOND[1]["todos"])
+    _, end = await project.turn(("write_todos", {"todos": steps}), ("write_todos", {"todos": "[{"}), "Done.")
+    assert [(call.outcome, call.output) for call in end.tool_calls[:1]] == [("ok", KEPT)]
+    assert end.tool_calls[1].output == "`todos` is wrong: Input should be a valid array. Call it as write_todos(todos)."
 
 
 async def test_a_rule_can_deny_it(project: Project):

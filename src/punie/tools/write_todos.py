@@ -1,8 +1,10 @@
 """The model's own list of steps. It lives in the conversation and nowhere else."""
 
+import json
+from contextlib import suppress
 from typing import Annotated, Literal
 
-from pydantic import WithJsonSchema
+from pydantic import BeforeValidator, WithJsonSchema
 from pydantic_ai import ModelRetry, RunContext
 from typing_extensions import TypedDict  # pydantic asks for this one before Python 3.12
 
@@ -32,7 +34,17 @@ _SCHEMA = {
 }
 
 
-def write_todos(ctx: RunContext[Workspace], todos: Annotated[list[Todo], WithJsonSchema(_SCHEMA)]) -> str:
+def _read(value: object) -> object:
+    """A list that came as the text of one: models whose calls are tags write every value so."""
+    if isinstance(value, str):
+        with suppress(ValueError, RecursionError):
+            return json.loads(value)
+    return value
+
+
+def write_todos(
+    ctx: RunContext[Workspace], todos: Annotated[list[Todo], BeforeValidator(_read), WithJsonSchema(_SCHEMA)]
+) -> str:
     """Keep a list of steps for longer work.
 
     Args:
