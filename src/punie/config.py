@@ -290,11 +290,21 @@ def home_of(env: Mapping[str, str]) -> Path | None:
 
 
 def project_config_file(cwd: Path, *, home: Path | None = None) -> Path | None:
-    """The nearest `.punie/config.toml` from cwd up to the root of the project; None when there is none."""
-    cwd, root = cwd.resolve(), project_root(cwd, home=home)
-    places = [path for path in (cwd, *cwd.parents) if path.is_relative_to(root)]
-    files = (path / ".punie" / "config.toml" for path in places)
-    return next((file for file in files if file.is_file()), None)
+    """`.punie/config.toml` at the root of the project that cwd lies in; None when there is none.
+
+    One further down, or behind a link, is none: it is this one that commands are kept from.
+    """
+    file = project_root(cwd, home=home) / ".punie" / "config.toml"
+    return file if file.is_file() and not (file.is_symlink() or file.parent.is_symlink()) else None
+
+
+def _passed_over(cwd: Path, root: Path, *, read: Path | None) -> tuple[str, ...]:
+    """What to say of the nearest file that looks like the settings of the project, if it is not the one."""
+    places = [path for path in (cwd.resolve(), *cwd.resolve().parents) if path.is_relative_to(root)]
+    near = next((file for path in places if (file := path / ".punie" / "config.toml").is_file()), None)
+    if near is None or near == read:
+        return ()
+    return (f"{near} is not read: a command could change it. Only {root / '.punie'} counts, and only without links.",)
 
 
 def instruction_files(directories: Sequence[Path]) -> tuple[Path, ...]:
@@ -371,13 +381,13 @@ def load_settings(*, cwd: Path, env: Mapping[str, str], flags: Mapping[str, obje
     user = _toml_layer(user_file)
     trusted = root in trust_store(env) or _is_listed(root, user, home=home)
     layers = [user]
-    notices: tuple[str, ...] = ()
+    notices = _passed_over(cwd, root, read=project_file)
     project_hooks = Hooks()
     if project_file and trusted:
         project, project_hooks = _without_hooks(_project_layer(project_file, user))
         layers.append(project)
     elif project_file:
-        notices = (f"{project_file} is not read: {root} is not trusted. `punie trust` trusts it.",)
+        notices = (f"{project_file} is not read: {root} is not trusted. `punie trust` trusts it.", *notices)
     layers += [_local_layer(local_file), _env_layer(env)]
     for layer in layers:
         _refuse_bypass(layer)

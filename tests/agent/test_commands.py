@@ -323,6 +323,22 @@ def test_a_command_that_no_rule_is_about_is_never_judged_more_mildly_in_disguise
         ("rg --hostname-bin x y", False),
         ("uniq a", True),
         ("uniq a b", False),
+        ("uniq -c", True),
+        ("uniq - b", False),
+        ("uniq -- -a b", False),
+        ("uniq -f 1 a", False),
+        ("sort -t : -k 2,2nr a", True),
+        ("sort --unique --reverse -- a", False),
+        ("sort --comp=./x --buf=1k a", False),
+        ("sort --tem=. a", False),
+        ("sort --fi=x", False),
+        ("sort --ou=a a", False),
+        ("file -b --mime a", True),
+        ("file --unc a", False),
+        ("file --mag=x a", False),
+        ("find -L . -name a", False),
+        ("find -files0-from a", False),
+        ("rg --pre-g x y", False),
         ("git status", False),
         ("env", False),
         ("printenv", False),
@@ -462,6 +478,23 @@ def test_asking_git_runs_nothing_that_the_repository_brings(project: Path):
     git(project, "config", "core.hooksPath", str(project))
     assert "untracked" in said("git clean -fd", project, trusted=True)
     assert not (project / "executed").exists()
+
+
+def test_a_filter_of_the_repository_is_not_run_to_compare_a_file(project: Path):
+    executed = project / "executed"
+    git(project, "init", "-q")
+    (project / ".gitattributes").write_text("*.py filter=odd.name=x\n*.o filter=p\n")
+    git(project, "add", ".")
+    git(project, "-c", "user.name=a", "-c", "user.email=a@b", "commit", "-q", "-m", "first")
+    for key in ("filter.odd.name=x.clean", "filter.p.process"):
+        git(project, "config", key, f"touch {executed}; cat")
+    git(project, "config", "filter.odd.name=x.required", "true")
+    (project / "a.py").write_text("changed\n")
+    (project / "build" / "1.o").write_text("changed\n")
+    assert said("git reset --hard", project, trusted=True).endswith("not committed: 2 changed.")
+    assert not executed.exists()
+    git(project, "status")
+    assert executed.exists(), "the attack is real"
 
 
 def test_counting_stops(project: Path, monkeypatch: pytest.MonkeyPatch):

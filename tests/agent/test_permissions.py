@@ -179,6 +179,16 @@ def test_a_rule_about_the_file_lets_keys_be_read(tmp_path: Path):
     assert judge(tmp_path, call, rules=RuleSet(allow=(parse_rule("Read"),))).kind == "ask"
 
 
+@pytest.mark.parametrize("mode", ["default", "plan"])
+@pytest.mark.parametrize(
+    "command",
+    ["echo evil | uniq - AGENTS.md", "cat a.py | uniq -c - b", "sort --comp=./evil --buf=1k a.py", "file --comp -m a"],
+)
+def test_what_only_looks_like_reading_is_not_free(tmp_path: Path, command: str, mode: PermissionMode):
+    verdict = judge(tmp_path, run(command), mode, sandbox=True)
+    assert verdict.kind == ("deny" if mode == "plan" else "ask")
+
+
 def test_reading_commands_are_free_in_a_sandbox_inside_the_workspace_only(tmp_path: Path):
     free = ["ls", "cat src/a.py | head -n 3", "grep -rn x src", "find . -name '*.py'"]
     asked = ["cat /etc/passwd", "grep -f/etc/passwd x", "grep --file=/etc/passwd x", "ls ..", "cat .env", "git log"]

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import stat
 import subprocess
 import sys
@@ -368,6 +369,33 @@ def test_the_settings_of_directories_above_the_repository_are_not_found(world: W
     (world.home / ".punie").mkdir()
     (world.home / ".punie" / "config.toml").write_text("")
     assert project_config_file(world.repository, home=world.home) is None
+
+
+@pytest.mark.parametrize("where", ["below", "a linked directory", "a linked file"])
+def test_settings_that_a_command_could_change_are_not_read_in_a_trusted_project_either(world: World, where: str):
+    """In the sandbox `.punie` of the workspace cannot be changed: what it leads to, and others like it, can."""
+    trust_store(world.env).add(world.repository)
+    text, cwd = '[permissions]\nallow = ["Bash"]\n', world.repository
+    shutil.rmtree(cwd / ".punie", ignore_errors=True)
+    match where:
+        case "below":
+            cwd = world.repository / "sub"
+            place = cwd / ".punie"
+        case "a linked directory":
+            place = cwd / "conf"
+            (cwd / ".punie").symlink_to("conf")
+        case _:
+            place = cwd / "conf"
+            (cwd / ".punie").mkdir()
+            (cwd / ".punie" / "config.toml").symlink_to("../conf/config.toml")
+    place.mkdir(parents=True)
+    (place / "config.toml").write_text(text)
+    resolved = load_settings(cwd=cwd, env=world.env, flags={})
+    assert resolved.trusted
+    assert resolved.settings.permissions.allow == ()
+    assert [notice.partition(" is not read: ")[2][:24] for notice in resolved.notices] == [
+        "a command could change it"[:24]
+    ]
 
 
 @pytest.mark.parametrize("path", ["", ".", "{repository}", ":/nowhere", "./"])

@@ -9,7 +9,7 @@ import re
 import stat
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -227,6 +227,18 @@ def _files(paths: list[str], root: Path) -> Iterator[os.stat_result]:
             yield status
 
 
+def _without_filters(command: list[str], *, root: Path, environment: Mapping[str, str]) -> dict[str, str]:
+    """Variables that switch off the filters a repository's configuration names: comparing a file would run them."""
+    asked = [*command, "-z", "--name-only", "--get-regexp", r"^filter\."]
+    done = subprocess.run(asked, cwd=root, env=environment, capture_output=True, timeout=GIT_SECONDS, check=False)
+    names = {os.fsdecode(key).rpartition(".")[0] for key in done.stdout.split(b"\0") if key}
+    off = [(f"{name}.{key}", "") for name in sorted(names) for key in ("clean", "process", "smudge")]
+    off += [(f"{name}.required", "false") for name in sorted(names)]
+    settings = {f"GIT_CONFIG_KEY_{number}": key for number, (key, _) in enumerate(off)}
+    values = {f"GIT_CONFIG_VALUE_{number}": value for number, (_, value) in enumerate(off)}
+    return {**settings, **values, "GIT_CONFIG_COUNT": str(len(off))}
+
+
 def _bytes(size: int) -> str:
     for unit in ("bytes", "kB", "MB"):
         if size < 1000:
@@ -245,6 +257,7 @@ def _uncommitted(danger: Danger, paths: list[str], *, root: Path) -> list[str]:
     environment = {"PATH": os.environ.get("PATH", ""), "GIT_CONFIG_NOSYSTEM": "1", "GIT_TERMINAL_PROMPT": "0"}
     environment |= {"HOME": os.environ.get("HOME", ""), "LC_ALL": "C"}
     try:
+        environment |= _without_filters([*command[: len(_GIT)], "config"], root=root, environment=environment)
         done = subprocess.run(
             [*command, *inside], cwd=root, env=environment, capture_output=True, timeout=GIT_SECONDS, check=False
         )

@@ -10,14 +10,22 @@ _NO_VALUE = re.compile(r"-[rnHhiIlLcvwxEFGPqso]+|--(recursive|include=.*|exclude
 _WITH_ANY_OPTION = READERS - {"find", "rg", "sed", "sort", "uniq", "test", "file"}
 _GREPS = ("grep", "egrep", "fgrep")
 _DENIED = {
-    "find": re.compile(r"-(exec|execdir|ok|okdir|delete|fprint.*|fls)"),
-    "rg": re.compile(r"--(pre|pre-glob|hostname-bin|search-zip|follow)(=.*)?|-[a-zA-Z]*[zL][a-zA-Z]*"),
+    "find": re.compile(r"-(exec|execdir|ok|okdir|delete|fprint.*|fls|files0-from|follow|L)"),
+    "rg": re.compile(r"--(pre|host|search-z|fol).*|-[a-zA-Z]*[zL][a-zA-Z]*"),
     **dict.fromkeys(_GREPS, re.compile(r"-[a-zA-Z]*[R].*|--dereference-recursive|--deref.*")),
-    "sort": re.compile(r"-[a-zA-Z]*[oST].*|--(o|output|compress|temp|files0).*"),
-    "file": re.compile(r"-[a-zA-Z]*[Cmfz].*|--(c|compile|magic|files|uncompress).*"),
-    "uniq": re.compile(r"(?!)"),
-    "test": re.compile(r"(?!)"),
 }
+# Of these a long option may be cut short anywhere, so what they may be told is listed.
+_ALLOWED = {
+    "sort": re.compile(
+        r"-[bcdfghiMmnRrsuVz]+|-[kt].*|--(check|dictionary-order|field-separator=.*|general-numeric-sort"
+        r"|human-numeric-sort|ignore-case|ignore-leading-blanks|key=.*|merge|month-sort|numeric-sort|reverse|stable"
+        r"|unique|version-sort|zero-terminated)"
+    ),
+    "file": re.compile(r"-[bhiklLNnprv0]+|--(brief|dereference|mime|mime-encoding|mime-type|no-dereference|print0)"),
+    "uniq": re.compile(r"-[cdDiuz]+|-[fsw]\d+|--(count|ignore-case|repeated|unique|zero-terminated)"),
+}
+_WRITES = frozenset({"file", "find", "sed", "sort", "uniq"})
+"""Readers that an option, or a word more, makes write."""
 _PRINTS_LINES = re.compile(r"\d+(,(\d+|\$))?p")
 
 
@@ -29,7 +37,7 @@ def operands_of(argv: Argv) -> list[str]:
 
 def is_reader(name: str) -> bool:
     """Whether a program only reads the files its words name, whatever it is told to do besides."""
-    return name in READERS - {"sed", "find", "sort"} or name == "<"
+    return name in READERS - _WRITES or name == "<"
 
 
 def searched_by(argv: Argv) -> tuple[str, ...]:
@@ -50,10 +58,23 @@ def is_safe(argv: Argv) -> bool:
         return False
     if name == "sed":
         return _only_prints(argv)
-    if name == "uniq":
-        return sum(word is not None and not word.startswith("-") for word in argv[1:]) <= 1
+    if name in _ALLOWED:
+        return _only_told(argv[1:], _ALLOWED[name]) and (name != "uniq" or _operands(argv[1:]) <= 1)
     pattern = _DENIED.get(name)
     return pattern is None or not any(word is None or pattern.fullmatch(word) for word in argv[1:])
+
+
+def _only_told(words: Argv, allowed: re.Pattern[str]) -> bool:
+    """Whether all options are known ones; what follows `--` is taken for one as well."""
+    return all(
+        word is not None and (word == "-" or not word.startswith(("-", "+")) or allowed.fullmatch(word))
+        for word in words
+    )
+
+
+def _operands(words: Argv) -> int:
+    """How many words are no options. `uniq` writes to the second."""
+    return sum(word is None or word == "-" or not word.startswith("-") for word in words)
 
 
 def _only_prints(argv: Argv) -> bool:

@@ -3,14 +3,15 @@
 import asyncio
 import base64
 import os
-import shutil
 import subprocess
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from rich.text import Text
 
 from punie.errors import UsageError
+from punie.tools._programs import find_program
 from punie.ui import commands
 from punie.ui._clean import clean
 from punie.ui.options import MODES
@@ -157,7 +158,9 @@ def _copied_by_program(data: bytes) -> bool:
         return False
     for command in _COPIERS:
         display = _DISPLAYS.get(command[0])
-        program = shutil.which(command[0]) if display is None or os.environ.get(display) else None
+        shown = display is None or os.environ.get(display)
+        path = os.environ.get("PATH", "")
+        program = find_program(command[0], path=path, workspace=Path.cwd()) if shown else None
         if program is None:
             continue
         try:
