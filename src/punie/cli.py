@@ -27,10 +27,22 @@ Nobody can be asked then: a tool that needs a permission ends the run, unless
 --allowed-tools or a mode allows it."""
 
 
+_DESCRIBE = "--\0describe"
+"""A flag that nobody can give: a command that gets it hands out its parser, with all that was added to it."""
+
+
+class _Described(Exception):  # noqa: N818 - nothing went wrong
+    def __init__(self, parser: argparse.ArgumentParser) -> None:
+        super().__init__()
+        self.parser = parser
+
+
 class _Parser(argparse.ArgumentParser):
     """A parser whose complaints are Punie's own."""
 
     def error(self, message: str) -> Never:
+        if _DESCRIBE in message:
+            raise _Described(self)
         raise UsageError(message[:1].upper() + message[1:] + ".", f"`{self.prog} --help` lists what there is.")
 
 
@@ -76,7 +88,7 @@ def _add_policy_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def _root_parser() -> _Parser:
-    listing = "\n".join(f"  {name:<9} {command.summary}" for name, command in COMMANDS.items())
+    listing = "\n".join(f"  {name:<10} {command.summary}" for name, command in COMMANDS.items())
     parser = _Parser(
         prog="punie",
         usage="punie [OPTIONS] [PROMPT]\n       punie COMMAND ...",
@@ -266,6 +278,37 @@ def _init(arguments: Sequence[str]) -> int:
     return init.run(_command_options(given), project=given.project)
 
 
+def _completion(arguments: Sequence[str]) -> int:
+    parser = _command_parser("completion", "bash | zsh | fish")
+    parser.add_argument("shell", nargs="?", choices=("bash", "zsh", "fish"))
+    parser.add_argument("--line", help=argparse.SUPPRESS)
+    parser.add_argument("--breaks", default="", help=argparse.SUPPRESS)
+    given = parser.parse_args(arguments)
+    if given.shell is None:
+        parser.error("'completion' takes the name of a shell")
+    from punie.ui import completion
+
+    commands = completion.Commands(
+        root=_root_parser(),
+        summaries={name: command.summary for name, command in COMMANDS.items()},
+        parser_of=_described,
+        position=_command_position,
+    )
+    return completion.run(given.shell, line=given.line, breaks=given.breaks, commands=commands)
+
+
+def _described(name: str) -> argparse.ArgumentParser | None:
+    """The parser of a command that is not run; None of a command that is another package's."""
+    try:
+        if name != "train":
+            COMMANDS[name].run([_DESCRIBE])
+    except _Described as described:
+        return described.parser
+    except PunieError:  # it needs an argument, and says so first
+        return None
+    return None
+
+
 def _train(arguments: Sequence[str]) -> int:
     """Hand everything over by name: this package never imports the training package."""
     from importlib import import_module
@@ -296,6 +339,7 @@ COMMANDS: Mapping[str, Command] = {
     "mcp": Command("List, add, remove, approve and test MCP servers", _mcp),
     "acp": Command("Serve the Agent Client Protocol to an editor, on stdin and stdout", _acp),
     "doctor": Command("Check all that Punie needs, ask the model, name every cure", _doctor),
+    "completion": Command("Print what makes Tab complete in bash, zsh or fish", _completion),
     "train": Command("Train and evaluate the model (`punie train --help`)", _train),
 }
 

@@ -46,6 +46,14 @@ examples:
 
 exit codes:
   0 written   2 there is a file already, or it cannot be written""",
+    "completion": """\
+examples:
+  eval "$(punie completion bash)"          in ~/.bashrc
+  eval "$(punie completion zsh)"           in ~/.zshrc, after compinit
+  punie completion fish > ~/.config/fish/completions/punie.fish
+
+exit codes:
+  0 printed   2 no such shell""",
     "sessions": """\
 examples:
   punie sessions list --all                those of every directory

@@ -62,13 +62,9 @@ def _skills(chat: "Chat") -> Iterator[tuple[str, str]]:
 
 
 def _models(chat: "Chat") -> Iterator[tuple[str, str]]:
-    from punie.backends.catalogue import known
+    from punie.ui.completion import model_words
 
-    settings = chat.setup.settings
-    yield "local", "the embedded model"
-    yield from ((f"local:{name}", model.title) for name, model in known(settings.models).items())
-    yield "claude", "Anthropic"
-    yield from settings.aliases.items()
+    yield from model_words(chat.setup.settings)
 
 
 def _sessions(chat: "Chat") -> Sequence[tuple[str, str]]:
