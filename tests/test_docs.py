@@ -1,5 +1,6 @@
 """What the documents promise is tied to what is there: every block of code in them is run, loaded or read."""
 
+import dataclasses
 import doctest
 import io
 import json
@@ -10,7 +11,7 @@ import sys
 import tomllib
 from pathlib import Path
 from subprocess import PIPE, STDOUT
-from typing import Any
+from typing import Any, get_args
 from xml.etree import ElementTree
 
 import pytest
@@ -83,6 +84,17 @@ def test_the_index_leads_to_every_page():
     index = (ROOT / "docs" / "README.md").read_text("utf-8")
     pages = {path.name for path in (ROOT / "docs").glob("*.md")} - {"README.md"}
     assert pages - {*re.findall(r"\]\(([\w-]+\.md)\)", index)} == set()
+
+
+def test_the_page_of_the_library_names_every_event_with_its_fields():
+    text = (ROOT / "docs" / "library.md").read_text("utf-8")
+    table = text.split("| event | says |")[1].split("\n\n")[0]
+    shown = {name: fields.split(", ") for name, fields in re.findall(r"`([A-Z]\w+)\(([^)]*)\)`", table)}
+    real = {event.__name__: [field.name for field in dataclasses.fields(event)] for event in get_args(events.Event)}
+    assert shown.keys() == real.keys()
+    for name, fields in shown.items():
+        assert set(fields) - {"..."} <= set(real[name])
+        assert "..." in fields or fields == real[name]
 
 
 def test_the_page_of_the_library_names_every_example():
