@@ -8,7 +8,7 @@ from pydantic_ai import FunctionToolset, Tool
 from punie.rules import NOTES, READS
 from punie.tools._facts import Symbol
 from punie.tools._index import Index, Reference, Snapshot
-from punie.tools._preview import preview, refuse_impossible
+from punie.tools._preview import planned, preview, refuse_impossible
 from punie.tools._sandbox import Sandbox, SandboxState, sandbox_state
 from punie.tools._workspace import Workspace
 from punie.tools.edit_file import edit_file
@@ -33,6 +33,7 @@ __all__ = [
     "Snapshot",
     "Symbol",
     "Workspace",
+    "planned",
     "preview",
     "refuse_impossible",
     "sandbox_state",
