@@ -303,6 +303,7 @@ def write_files(page: str, workspace: Path) -> None:
     for block in blocks(page):
         if name := block.marks.get("file"):
             (workspace / name).write_text(block.text, "utf-8")
+            compile(block.text, str(block), "exec")
 
 
 BLOCK_ENDS = "-- the block ends here --"

@@ -12,6 +12,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass
 from importlib.util import find_spec
 from itertools import groupby
@@ -19,6 +20,7 @@ from pathlib import Path
 
 import pyte
 from rich._export_format import CONSOLE_SVG_FORMAT
+from rich.color_triplet import ColorTriplet
 from rich.console import Console
 from rich.style import Style
 from rich.terminal_theme import DEFAULT_TERMINAL_THEME, DIMMED_MONOKAI
@@ -28,7 +30,9 @@ from tests.ui.pseudo import Terminal, ready
 from punie.backends._weights import default_cache_dir
 
 IMAGES = Path(__file__).parents[2] / "docs" / "images"
-THEMES = {"light": DEFAULT_TERMINAL_THEME, "dark": DIMMED_MONOKAI}
+LIGHT = copy(DEFAULT_TERMINAL_THEME)
+LIGHT.background_color = ColorTriplet(246, 248, 250)  # on a white page, white would have no edge
+THEMES = {"light": LIGHT, "dark": DIMMED_MONOKAI}
 # A picture in a page must not fetch anything, so it goes without the fonts of another site.
 FORMAT = re.sub(r"@font-face \{\{.*?\}\}\s*", "", CONSOLE_SVG_FORMAT, flags=re.DOTALL)
 _COLOURS = {"brown": "yellow", "brightbrown": "bright_yellow"}
