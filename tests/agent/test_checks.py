@@ -369,9 +369,9 @@ async def test_rules_that_deny_and_ask_hold_for_every_check(checked: Checked, by
 async def test_a_projects_check_is_judged_like_a_command_of_the_models(checked: Checked):
     own = OwnCheck(command="touch ran")
 
-    async def outcome(mode: PermissionMode, decision: Decision | None, **rules: Sequence[str]) -> str:
+    async def outcome(mode: PermissionMode, decision: Decision | None, allow: Sequence[str] = ()) -> str:
         events, end = await checked.turn(
-            writing(GOOD), "Done.", checks=(own,), by_user=False, mode=mode, decision=decision, **rules
+            writing(GOOD), "Done.", checks=(own,), by_user=False, mode=mode, decision=decision, allow=allow
         )
         assert (end.answer, end.exit_code) == ("Done.", 0)  # the edit was made; a check is no part of it
         return ended(events)[0].outcome
