@@ -47,14 +47,15 @@ def named(config: AgentConfig, *, compact: bool, large: bool, skills: bool = Fal
 def is_large(config: AgentConfig, model: Model) -> bool:
     """Whether a model is large enough to plan, to keep a list and to choose among skills.
 
-    Of a service nobody knows the size, unless it stands in the name: it counts as large.
+    Of a service nobody knows the size, unless it stands in the name: it counts as large. What a server says of its
+    window does not count, because it is only asked when the tools are part of the first request already.
     """
     if is_compact(model):
         return False
     if model.system == "local":
         found = _entry_of(config)
         return found is not None and is_large_local(found)
-    window, size = model.context_window, _size_in(model.model_name)
+    window, size = model.profile.get("context_window"), _size_in(model.model_name)
     return (window is None or window >= SMALLEST_WINDOW) and (not size or size >= SMALLEST_PARAMETERS)
 
 
