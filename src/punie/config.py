@@ -139,7 +139,7 @@ class AgentConfig(BaseModel):
     temperature: Annotated[float, Field(ge=0, le=2)] = 0.0
     """0 takes the likeliest token each time, more than 0 draws; 2 at most."""
     max_tokens: Positive = 512
-    """Tokens of one reply of the model."""
+    """Tokens of one reply of the model; unless set, models larger than the embedded one may take 8,192."""
     seed: Annotated[int, Field(ge=0)] = 0
     """Where drawing begins; the same seed gives the same text where a backend has seeds."""
     limits: Limits = Limits()
