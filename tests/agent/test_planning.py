@@ -215,6 +215,15 @@ async def test_hooks_that_follow_a_change_do_not_run_and_those_that_stop_calls_d
     assert (project.root / "ended").exists()
 
 
+async def test_a_link_that_leads_elsewhere_since_it_was_judged_is_not_followed(project: Project):
+    (project.root / ".env").write_text("KEY=1\n")
+    (project.root / "link").symlink_to("notes.md")
+    swap = Hooks(before_tool=(Hook(command="ln -sfn .env link"),))
+    _, end = await Turns(project.root, own=swap).turn(("read_file", {"path": "link"}), "Done.", mode="plan")
+    assert "leads to another place than a moment ago" in end.tool_calls[0].output
+    assert (project.root / "link").readlink() == Path(".env")
+
+
 # --- what the model is told ---
 
 

@@ -16,6 +16,7 @@ from pydantic_ai.models import ModelRequestContext
 from pydantic_ai.toolsets import WrapperToolset
 from pydantic_ai.toolsets.abstract import ToolsetTool
 
+from punie import tools
 from punie.agent._given import is_typed
 from punie.agent.approval import Gate
 from punie.agent.compaction import sent
@@ -38,8 +39,11 @@ class Planned(WrapperToolset[Workspace]):
     async def call_tool(
         self, name: str, tool_args: dict[str, Any], ctx: RunContext[Workspace], tool: ToolsetTool[Workspace]
     ) -> Any:
-        """Make the call. Raises ToolFailed for one that the mode does not let through any more."""
-        if self.gate.permissions.mode == "plan":
+        """Make the call. Raises ToolFailed for one that the mode does not let through any more.
+
+        What only reads is not judged again: it has to find what was there when it was judged.
+        """
+        if self.gate.permissions.mode == "plan" and name not in tools.READ_ONLY:
             verdict = self.gate.authorize(ctx.deps, Call(name, tool_args))
             if verdict.kind == "deny":
                 raise ToolFailed(verdict.reason)
