@@ -8,6 +8,7 @@ import sys
 import threading
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import pytest_asyncio
@@ -21,6 +22,7 @@ from acp import (
     text_block,
 )
 from acp.schema import (
+    AgentMessageChunk,
     AgentPlanUpdate,
     AvailableCommandsUpdate,
     ConfigOptionUpdate,
@@ -34,9 +36,11 @@ from pydantic_ai.messages import ModelResponse, TextPart, ToolReturnPart
 from tests.ui.editor import Editor, content_of, editing, environment, reject, text_of
 from tests.ui.scripted_server import Call, ScriptedServer, serving
 
+from punie.agent import events
 from punie.agent.session import SessionStore
 from punie.config import trust_store
 from punie.ui._acp_lines import MAX_LINE, Lines, lines_in
+from punie.ui._acp_updates import Calls, TurnUpdates
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -120,14 +124,14 @@ async def test_an_edit_is_shown_as_a_diff_asked_about_made_and_undone(
     before, after = "class Greeter:\n    pass\n", "class Welcomer:\n    pass\n"
     assert (project / "a.py").read_text() == after
     ((call, options),) = editor.asked
-    started, *_, ended = editor.calls(session)
-    assert {each.tool_call_id for each in (started, call, ended)} == {started.tool_call_id}
+    started, begun, ended = editor.calls(session)
+    assert {each.tool_call_id for each in (started, call, begun, ended)} == {started.tool_call_id}
     for shown in (started, call, ended):
         diff = content_of(shown)[0]
         assert isinstance(diff, FileEditToolCallContent)
         assert (diff.path, diff.old_text, diff.new_text) == (str(project / "a.py"), before, after)
     assert (started.kind, started.locations[0].path) == ("edit", str(project / "a.py"))
-    assert (started.status, ended.status) == ("pending", "completed")
+    assert (started.status, begun.status, ended.status) == ("pending", "in_progress", "completed")
     assert [option.kind for option in options] == ["allow_once", "allow_always", "allow_always", "reject_once"]
     editor.updates.clear()
     await editor.prompt(session, "/diff")
@@ -293,6 +297,8 @@ async def test_the_model_can_be_changed_and_one_that_cannot_be_had_changes_nothi
     other = scripted.spec.replace("scripted@", "other@")
     await editor.prompt(session, f"/model {other}")
     assert editor.text(session) == f"Model: {other}\n"
+    chosen = [option.current_value for option in editor.seen(session, ConfigOptionUpdate)[-1].config_options]
+    assert chosen == ["default", other]
     scripted.script = [["Here."]]
     await editor.prompt(session, "hello")
     assert scripted.requests[-1]["model"] == "other"
@@ -528,6 +534,28 @@ async def test_it_says_that_an_editor_starts_it(closed: str, tmp_path: Path):
     if closed == "terminal":
         os.close(first)
         os.close(second)
+
+
+async def test_words_that_are_taken_back_are_told_to_be(tmp_path: Path):
+    sent: list[Any] = []
+
+    async def send(update: object) -> None:
+        sent.append(update)
+
+    async def told(*happened: events.Event) -> str:
+        sent.clear()
+        turn = TurnUpdates(send, Calls(), root=tmp_path, change_of=lambda *_: None, redact=str)
+        for event in happened:
+            await turn.take(event)
+        return "".join(update.content.text for update in sent if isinstance(update, AgentMessageChunk))
+
+    wrong, gone = events.Text("It is in b.py."), events.TextReplaced("")
+    assert await told(wrong, gone, events.Text("It is in "), events.Text("b.py. Yes.")) == "It is in b.py. Yes."
+    corrected = await told(wrong, gone, events.Text("It is in a.py."), events.ToolCalled("1", "search", {}))
+    assert " ".join(corrected.split()) == "It is in b.py. > Corrected: It is in a.py."
+    withdrawn = await told(wrong, gone, events.Notice("Look again."))
+    assert " ".join(withdrawn.split()) == "It is in b.py. > The text above is withdrawn. > Look again."
+    assert await told(events.Text("one\x1b[2"), events.Text("Jtwo")) == "onetwo"
 
 
 async def test_a_client_that_reads_no_more_holds_nothing_up_once_it_leaves(monkeypatch: pytest.MonkeyPatch):

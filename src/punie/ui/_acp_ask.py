@@ -4,13 +4,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from acp import RequestError, text_block, tool_content
+from acp import RequestError, text_block, tool_content, update_tool_call
 from acp.interfaces import Client
 from acp.schema import AllowedOutcome, PermissionOption, PermissionOptionKind, ToolCallUpdate
 from pydantic import ValidationError
 
 from punie.agent.approval import Decision, Request, deny
-from punie.ui._acp_updates import Calls, ChangeOf, Content, diff_of, kind_of, locations_of, shown, title_of
+from punie.ui._acp_updates import Calls, ChangeOf, Content, Send, diff_of, kind_of, locations_of, shown, title_of
 from punie.ui._ask import choices, decision_of, spelled, whole
 from punie.ui._clean import hidden_characters, visible
 from punie.ui.sessions import fenced
@@ -37,6 +37,7 @@ class Question:
         session_id: str,
         calls: Calls,
         *,
+        send: Send,
         root: Path,
         change_of: ChangeOf,
         redact: Callable[[str], str],
@@ -46,6 +47,7 @@ class Question:
         self._client = client
         self._session_id = session_id
         self._calls = calls
+        self._send = send
         self._root = root
         self._change_of = change_of
         self._redact = redact
@@ -54,9 +56,10 @@ class Question:
 
     async def ask(self, request: Request) -> Decision:
         """Show the request and wait for an answer; what is no answer is a no."""
+        call = self._call(request)
         try:
             response = await self._client.request_permission(
-                session_id=self._session_id, tool_call=self._call(request), options=options_of(request)
+                session_id=self._session_id, tool_call=call, options=options_of(request)
             )
         except ConnectionError:
             self._stop()
@@ -73,6 +76,8 @@ class Question:
         if decision is None:
             self._note(f"the editor chose what was not offered about {request.tool}")
             return deny()
+        if decision.kind != "deny":
+            await self._send(update_tool_call(call.tool_call_id, status="in_progress"))
         return decision
 
     def _call(self, request: Request) -> ToolCallUpdate:

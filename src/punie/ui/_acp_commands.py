@@ -10,6 +10,7 @@ from acp import PromptResponse
 from acp.schema import AvailableCommand, AvailableCommandInput, UnstructuredCommandInput
 
 from punie.errors import UsageError
+from punie.ui._acp_choices import config_update
 from punie.ui._clean import clean
 from punie.ui.sessions import fenced
 
@@ -75,6 +76,7 @@ async def model(chat: "Conversation", rest: str) -> None:
     """Show the model, or go on with another one; the conversation stays."""
     if rest:
         await chat.change_model(rest)
+        await chat.send(config_update(chat))
     await chat.say([f"Model: {chat.setup.config.model}"])
 
 

@@ -5,6 +5,7 @@ import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -243,7 +244,8 @@ class Server:
         setup = prepare(self._options._replace(cwd=directory(str(place))), env=os.environ)
         bypasses = self._options.permission_mode == "bypassPermissions"
         if setup.mode == "bypassPermissions" and not bypasses:
-            setup = setup.with_mode("default")
+            told = "permission_mode is bypassPermissions in your settings; in an editor it takes `punie acp --yolo`."
+            setup = replace(setup.with_mode("default"), notices=(*setup.notices, told))
         return Conversation(
             with_servers(setup, servers or ()),
             self._client,

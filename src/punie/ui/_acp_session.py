@@ -320,6 +320,7 @@ class Conversation:
             self._client,
             self.id,
             self._calls,
+            send=self.send,
             root=self.place,
             change_of=self._change_of,
             redact=self._redact,
