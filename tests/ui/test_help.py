@@ -43,6 +43,7 @@ def examples(text: str) -> list[str]:
 def words_of(line: str) -> list[str]:
     """The words after `punie` as a shell gives them; what stands two spaces apart says what the line does."""
     shown = re.split(r" {2,}", line)[0].rpartition("| ")[2]
+    shown = re.sub(r".*\$\((.*)\).*", r"\1", re.sub(r" [<>] \S+", "", shown))
     program, *words = shlex.split(shown)
     assert program == "punie"
     return words
