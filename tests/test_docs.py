@@ -386,6 +386,8 @@ def test_a_recording_is_what_is_on_the_screen(tmp_path: Path):
         server.script = [["Forty-two."]]
         printed = record.record_print("How many?", project=tmp_path / "project", env=env, flags=flags)
     record.save("ask", printed, tmp_path)
+    page = "a\n```console recorded=ask\nold\n```\n```console run\n$ b\n```\n"
+    assert record.page_with(page, "ask", printed.text) == page.replace("old\n", printed.text)
     record.save("chat", chat, tmp_path)
     assert (tmp_path / "ask.txt").read_text("utf-8") == '$ punie -p "How many?"\nForty-two.\n'
     assert (tmp_path / "project" / "a.txt").exists()

@@ -29,7 +29,8 @@ from tests.ui.pseudo import Terminal, ready
 
 from punie.backends._weights import default_cache_dir
 
-IMAGES = Path(__file__).parents[2] / "docs" / "images"
+README = Path(__file__).parents[2] / "README.md"
+IMAGES = README.parent / "docs" / "images"
 LIGHT = copy(DEFAULT_TERMINAL_THEME)
 LIGHT.background_color = ColorTriplet(246, 248, 250)  # on a white page, white would have no edge
 THEMES = {"light": LIGHT, "dark": DIMMED_MONOKAI}
@@ -156,6 +157,11 @@ def save(name: str, recorded: Recorded, directory: Path) -> None:
         (directory / f"{name}-{theme}.svg").write_text(picture, "utf-8")
 
 
+def page_with(page: str, name: str, text: str) -> str:
+    """A page with another text in the blocks that show this recording."""
+    return re.sub(rf"(?<=```console recorded={name}\n).*?(?=```)", lambda _: text, page, flags=re.DOTALL)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Record everything that README.md shows."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -164,8 +170,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as directory:
         home = Path(directory).resolve()
         project, env = copy_of_rich(home), environment(home)
-        save("ask", record_print(ASKED, project=project, env=env), out)
+        save("ask", asked := record_print(ASKED, project=project, env=env), out)
         save("chat", record_chat(CHAT, project=project, env=env), out)
+    if out == IMAGES:
+        README.write_text(page_with(README.read_text("utf-8"), "ask", asked.text), "utf-8")
     return 0
 
 
