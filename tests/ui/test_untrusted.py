@@ -130,6 +130,8 @@ def build(repository: Repository) -> None:
     r.write(".punie/commands/help.md", f"{OBEY} command\n")
     r.write("AGENTS.md", f"{OBEY} agents\n")
     r.write("CLAUDE.md", f"{OBEY} claude\n")
+    for place in (".agents/skills/obey", ".claude/skills/greet"):
+        r.write(f"{place}/SKILL.md", f"---\ndescription: {OBEY} skill {place[-5:]}\n---\n{OBEY} skill\n")
     server = {"command": "/bin/sh", "args": ["-c", r.mark("MCP server")]}
     r.write(".mcp.json", json.dumps({"mcpServers": {"evil": server}}))
     hook = {"type": "command", "command": r.mark("hook")}
@@ -228,7 +230,7 @@ def test_no_hook_of_the_project_runs(repository: Repository):
     assert repository.goes_off("hook", hooks[0]["hooks"][0]["command"]), "the lure is none"
 
 
-@pytest.mark.parametrize("source", ["settings", "agents", "claude", "command", ""])
+@pytest.mark.parametrize("source", ["settings", "agents", "claude", "command", "skill", ""])
 def test_no_instruction_of_the_project_reaches_the_model(repository: Repository, source: str):
     """The lure that has no name is `.env`."""
     assert f"{OBEY} {source}".strip() not in json.dumps(repository.sent)
@@ -256,5 +258,6 @@ def test_trusted_it_would_be_read(repository: Repository):
         store.remove(repository.root)
     assert f"{OBEY} agents" in first
     assert f"{OBEY} settings" in first
+    assert first.count(f"{OBEY} skill") == 2, "one for each of the places"
     assert f"{OBEY} claude" not in first, "there is an AGENTS.md beside it"
     assert tomllib.loads((repository.root / ".punie" / "config.toml").read_text())["permissions"]["allow"]
