@@ -94,9 +94,11 @@ class Redactor:
     def _once(self, text: str, end: float) -> str:
         text = self._without_known(text)
         lower = _lower(text)
-        for rule in _RULES:
-            if (made := rule.applied(text, lower, end)) != text:
+        wanted = _rules_for(lower)
+        for number, rule in enumerate(_RULES) if wanted else ():
+            if number in wanted and (made := rule.applied(text, lower, end)) != text:
                 text, lower = made, _lower(made)
+                wanted = _rules_for(lower)
         return _without_private_keys(text)
 
     def of(self, value: object) -> object:
@@ -478,6 +480,12 @@ _INTRODUCED = (
     ),
 )
 _RULES = (*_TOKENS, *_INTRODUCED)
+_NUMBERED = tuple((needle, number) for number, rule in enumerate(_RULES) for needle in rule.needles)
+
+
+def _rules_for(lower: str) -> set[int]:
+    """The rules one of whose needles is there: of most words of an answer there is none."""
+    return {number for needle, number in _NUMBERED if needle in lower}
 
 
 def tokens(text: str) -> Iterator[tuple[str, str]]:
@@ -619,7 +627,7 @@ class Stream:
     def close(self) -> str:
         """Return the rest: no more will come. What is fed next is another text."""
         failed, self._failed = self._failed, False
-        if failed:
+        if failed or not self._held:
             return ""
         try:
             return self._released(len(self._held))

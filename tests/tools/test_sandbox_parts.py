@@ -522,7 +522,7 @@ class TestRunning:
         (tmp_path / "work").mkdir()
         monkeypatch.setattr(redaction, "PATIENCE_S", 0.0)
         workspace = Workspace(tmp_path / "work", state_dir=tmp_path / "state")
-        result = await run_command(context(workspace), "seq 9000; seq 9000")
+        result = await run_command(context(workspace), "echo key; seq 9000; seq 9000")
         file = re.findall(r"; the first \d+ bytes of it: (\S+)", result)[0]
         assert bytes_of(Path(file)) == redaction.FAILED.encode()
         assert "\n1\n" not in result
