@@ -55,6 +55,12 @@ async def test_the_model_sees_these_tools(project: Project):
     assert "\n".join(lines) + "\n" == DECLARED
 
 
+async def test_the_embedded_model_sees_those_it_was_trained_on(project: Project):
+    info = await told(project, AgentConfig(), compact=True)
+    lines = [declaration(tool.name, tool.parameters_json_schema) for tool in info.function_tools]
+    assert [*lines, "write_todos(todos: array)"] == DECLARED.splitlines()
+
+
 async def test_only_the_configured_tools_are_offered_in_their_order(project: Project):
     info = await told(project, AgentConfig(tools=("search", "read_file")))
     assert [tool.name for tool in info.function_tools] == ["search", "read_file"]
