@@ -16,7 +16,7 @@ from tests.stubs import Reply
 from punie.agent import Session, SessionStore, Undone
 from punie.agent._snapshots import NeverCovered, ShadowGit
 from punie.agent.undo import COMMANDS_NOTE, Undo
-from punie.tools._states import State
+from punie.tools._states import State, oid_of
 
 Tree = Mapping[str, tuple[int, bytes]]
 BINARY = bytes(range(256)) * 40
@@ -478,3 +478,33 @@ def test_what_has_been_left_for_an_hour_goes_with_the_next_edit_beside_it(
     assert not os.path.lexists(old)
     assert not os.path.lexists(link)
     assert (place.root / "a.txt").read_text() == "three\n"
+
+
+def kept(place: Place, text: bytes) -> bool:
+    """Whether the state holds a content, as a whole file; git keeps what it keeps compressed."""
+    store = place.session._database.directory
+    oid = oid_of(text)
+    blobs = [path.parent.name + path.name for path in (store / "blobs").glob("??/*")]
+    return oid in blobs or place.session.journal.shadow.read(oid) is not None
+
+
+def test_what_stood_in_a_file_with_keys_is_kept_for_as_long_as_the_session_is_open(place: Place):
+    (place.root / ".env").write_text("KEY=before\n")
+    place.edit(".env", "before", "after")
+    place.edit("a.txt", "one", "two")
+    place.command("echo three >> a.txt; echo KEY=other > .env")
+    assert kept(place, b"KEY=before\n")
+    assert not kept(place, b"KEY=after\n"), "no snapshot is made of it"
+    (place.root / ".env").write_text("KEY=after\n")
+    place.undo()
+    place.undo()
+    assert place.undo().paths == (".env",)
+    assert (place.root / ".env").read_text() == "KEY=before\n"
+    place.redo()
+    place.session.close()
+    assert not kept(place, b"KEY=before\n")
+    assert not kept(place, b"KEY=after\n")
+    assert kept(place, b"one\n")
+    place.session.take()
+    assert place.undo().conflicts == ((".env", "what stood there is no longer kept"),)
+    assert (place.root / ".env").read_text() == "KEY=after\n"

@@ -39,6 +39,13 @@ _SETTINGS = (
 )
 
 
+KEYS = (
+    *(".env", ".env.*", "id_rsa", "id_dsa", "id_ecdsa", "id_ed25519"),
+    *(f"!.env.{kind}" for kind in ("example", "sample", "template", "dist", "defaults")),
+)
+"""Names of files that commonly hold keys: no copy of them is made of which nobody is asked."""
+
+
 class NotCovered(Exception):  # noqa: N818 - says what happened
     """Why a command cannot be taken back, in a few words."""
 
@@ -198,8 +205,9 @@ class ShadowGit:
         return os.path.join(os.fsencode(self.root), path)  # noqa: PTH118 - bytes
 
     def _excludes(self) -> list[str]:
-        """What is no one's work: ignored files, generated ones, and Punie's own state where it lies inside."""
+        """What is not kept: ignored and generated files, files with keys, and Punie's own state if it lies inside."""
         patterns = [f"{name}/" for name in sorted(SKIPPED_DIRECTORIES)]
+        patterns += KEYS
         if self.directory.is_relative_to(self.root):
             patterns.append("/" + self.directory.parent.parent.relative_to(self.root).as_posix() + "/")
         own = self.root / ".git" / "info" / "exclude"

@@ -266,7 +266,8 @@ class Session:
 
     def close(self) -> None:
         """Let another process go on with it."""
-        with suppress(SessionError), self._database.writing() as write:  # what stays is stale, and is taken over
+        with suppress(SessionError, OSError), self._database.writing() as write:  # a stale lock is taken over
+            self.journal.forget_keys(write, [self.id])
             write.execute("DELETE FROM locks WHERE session = ? AND token = ?", (self.id, self._token))
 
     def take(self) -> None:
@@ -364,6 +365,7 @@ class Session:
         killed = [id_ for id_, token in rows if token != self._token and not _user(write, id_)]
         if killed:
             self.journal.sweep(write, killed)
+            self.journal.forget_keys(write, [id_ for id_ in killed if id_ != self.id])
             write.executemany("DELETE FROM locks WHERE session = ?", [(id_,) for id_ in killed])
 
     def _own(self, write: sqlite3.Connection) -> None:

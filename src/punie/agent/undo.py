@@ -18,7 +18,9 @@ from pathlib import Path
 from typing import Literal, cast
 
 from punie.agent._database import Database, private_directory
+from punie.agent._effects import Place, is_secret
 from punie.agent._snapshots import NeverCovered, NotCovered, ShadowGit, Snapshot
+from punie.config import home_of
 from punie.tools._paths import held
 from punie.tools._states import ABSENT, Conflict, State, content_at, oid_of, put, sweep
 
@@ -148,6 +150,20 @@ class Undo:
         with suppress(OSError), held(self.root) as tree:
             for directory in {path.rpartition(b"/")[0] for path, *_ in changes}:
                 sweep(tree, directory, known)
+
+    def forget_keys(self, write: sqlite3.Connection, sessions: Sequence[str]) -> None:
+        """Delete what stood in files that commonly hold keys: that is kept for as long as a session is open."""
+        marks = ",".join("?" * len(sessions))
+        rows = write.execute(f"SELECT path, before_oid, after_oid FROM changes WHERE session IN ({marks})", sessions)  # noqa: S608 - marks
+        secret = {oid for path, *oids in rows if self._holds_keys(path) for oid in oids if oid}
+        for oid in secret:
+            named = write.execute("SELECT path FROM changes WHERE before_oid = ? OR after_oid = ?", (oid, oid))
+            if all(self._holds_keys(path) for (path,) in named):
+                _blob(self.database, oid).unlink(missing_ok=True)
+
+    def _holds_keys(self, path: bytes) -> bool:
+        place = os.fsdecode(os.path.join(os.fsencode(self.root), path))  # noqa: PTH118 - bytes
+        return is_secret(Place(place, place), home_of(self.environment))
 
     # --- taking back ---
 
