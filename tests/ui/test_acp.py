@@ -478,7 +478,8 @@ async def test_an_editor_that_goes_leaves_no_command_running_and_its_sessions_wh
         for root in roots:
             root.mkdir()
             sessions.append(await editor.new(root))
-        await editor.agent.set_session_mode(mode_id="default", session_id=sessions[1])
+        for mode in ("bypassPermissions", "default"):  # --yolo lets the first one be chosen
+            await editor.agent.set_session_mode(mode_id=mode, session_id=sessions[1])
 
         async def wait(call: object, options: object) -> None:
             await asyncio.Event().wait()
