@@ -109,7 +109,7 @@ def test_the_page_of_the_library_names_every_example():
 MARKS = {
     "python": {"file", "not-run"},
     "toml": {"project", "recipe", "not-run"},
-    "json": {"mcp", "result", "hook", "not-run"},
+    "json": {"mcp", "result", "not-run"},
     "jsonl": {"event", "not-run"},
     "sh": {"not-run"},
     "bash": {"not-run"},
@@ -279,9 +279,13 @@ def pages_with(kind: str, *marks: str) -> Any:
 
 
 def alike(wanted: str, got: str) -> bool:
-    """Whether a text is the other one, but for times; `...` stands for anything."""
-    texts = [re.sub(r"\b\d+(\.\d+)? m?s\b", "0 s", text.strip()) + "\n" for text in (wanted, got)]
-    return doctest.OutputChecker().check_output(texts[0], texts[1], doctest.ELLIPSIS)
+    """Whether a text is the other one, but for times and the width of columns; `...` stands for anything."""
+    return doctest.OutputChecker().check_output(_evened(wanted), _evened(got), doctest.ELLIPSIS)
+
+
+def _evened(text: str) -> str:
+    text = re.sub(r"\b\d+(\.\d+)? m?s\b", "0 s", text.strip().replace(str(Path.home()), "~"))
+    return re.sub(r"(?<=\S) +", " ", text) + "\n"
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ The first word is the kind; the others say how the block is held to the truth:
                      training recipe
     json SHAPE       fits the shape: SHAPES in tests/test_docs.py names them; `jsonl` the same, line by line
     sh, bash         commands, which have to be ones; console has them after `$ ` and what they print between
-    console run      is run, and prints this; times may differ
+    console run      is run, and prints this; times and the width of columns may differ
     console recorded is what `just record` wrote down
     text output      is what the Python block above prints
     KIND not-run=WHY cannot be run or checked here; NOT_RUN in tests/test_docs.py names every one

@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[2]
 EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["optional-dependencies"].keys()
 RECIPES = re.findall(r"^(\w[\w-]*)(?: [^:=]*)?:(?!=)", (ROOT / "justfile").read_text("utf-8"), re.MULTILINE)
 
-OTHERS = frozenset({"activate", "echo", "git", "head", "python3", "source"})
+OTHERS = frozenset({"activate", "echo", "git", "grep", "head", "python3", "source"})
 """Programs that are not ours. A new one is put here by somebody who has looked at how it is used."""
 
 
