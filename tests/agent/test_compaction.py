@@ -22,6 +22,7 @@ from pydantic_ai.profiles import ModelProfile
 from punie.agent import SessionStore, TurnEnded, create_agent, run_turn
 from punie.agent.compaction import COMPACTED, compacted, counted, measured, sent, tokens_of
 from punie.agent.events import Event, Notice
+from punie.agent.memory import Memory
 from punie.config import AgentConfig, Limits
 from punie.errors import ContextTooLong
 from punie.tools import Workspace
@@ -116,6 +117,26 @@ async def test_thirty_turns_fit_and_keep_everything(root: Path, *, window: int, 
     results = [p for m in history for p in m.parts if isinstance(p, ToolReturnPart)]
     assert len(results) == 30
     assert all("some words" in str(part.content) for part in results)
+
+
+async def test_the_rules_of_a_project_stay_and_fit_whatever_is_left_out(root: Path) -> None:
+    rule = "Never touch the blue door."
+    (root / "AGENTS.md").write_text(f"# Rules\n\n{rule}\n\n" + "Keep lines short.\n" * 100)
+    model, config = Scripted(8192), AgentConfig(limits=Limits(max_turns=4))
+    agent = create_agent(config, model=model, memory=Memory(root, project=root))
+    history: Sequence[ModelMessage] = ()
+    for number in range(30):
+        given = {"workspace": Workspace(root), "config": config, "history": history}
+        events = [event async for event in run_turn(agent, f"question {number}: the file?", **given)]
+        ended = events[-1]
+        assert isinstance(ended, TurnEnded)
+        assert ended.stop_reason == "done", ended.error
+        history = ended.messages
+    requests = [message for message in history if isinstance(message, ModelRequest)]
+    assert model.summaries
+    assert all(rule in (message.instructions or "") for message in requests)
+    rules = max(len(message.instructions or "") for message in requests) // 4
+    assert model.largest + rules <= 8192
 
 
 async def test_a_stored_conversation_goes_on_with_the_same_prompt(root: Path, tmp_path: Path) -> None:

@@ -20,13 +20,19 @@ class Terminal:
     """A terminal with `punie` in it."""
 
     def __init__(
-        self, *arguments: str, cwd: Path, env: dict[str, str], rows: int = ROWS, columns: int = COLUMNS
+        self,
+        *arguments: str,
+        cwd: Path,
+        env: dict[str, str],
+        rows: int = ROWS,
+        columns: int = COLUMNS,
+        program: Path = PUNIE,
     ) -> None:
         self.screen = pyte.HistoryScreen(columns, rows, history=2000)
         self._stream = pyte.ByteStream(self.screen)
         self.raw = b""
         self.started = time.monotonic()
-        self.child = pexpect.spawn(str(PUNIE), list(arguments), cwd=str(cwd), env=env, dimensions=(rows, columns))
+        self.child = pexpect.spawn(str(program), list(arguments), cwd=str(cwd), env=env, dimensions=(rows, columns))
         self.child.delaybeforesend = None
 
     def type(self, text: str) -> None:

@@ -50,7 +50,7 @@ def activity_line(call: str, output: str, *, outcome: str, seconds: float, width
     Where only `width` characters fit, the call is cut before the result is.
     """
     rest = f" → {result_text(output, outcome=outcome)} ({duration_text(seconds)})"
-    room = None if width is None else max(width - len(rest) - 2, _SHORTEST_CALL)
+    room = None if width is None else max(width - len(rest) - 2, min(_SHORTEST_CALL, 2 * width // 5))
     shown = call if room is None or len(call) <= room else call[: room - 1] + "…"
     return f"• {shown}{rest}"
 
@@ -68,7 +68,8 @@ def first_lines(output: str, *, count: int, width: int) -> Iterator[str]:
     for line in lines[:count]:
         yield line if len(line) <= width else line[: width - 1] + "…"
     if len(lines) > count:
-        yield f"… {len(lines) - count} more lines"
+        more = len(lines) - count
+        yield f"… {more} more line{'s' * (more > 1)}"
 
 
 @dataclass

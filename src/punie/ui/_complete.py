@@ -37,7 +37,7 @@ class ChatCompleter(Completer):
         text = document.text_before_cursor
         if mention := _MENTION.search(text):
             yield from self._mentions(mention[1])
-        elif text.startswith("/") and "\n" not in text:
+        elif completes(text):
             typed = text.rpartition(" ")[2]
             for word, meaning in self._words(text):
                 yield Completion(word, start_position=-len(typed), display_meta=meaning)
@@ -48,6 +48,11 @@ class ChatCompleter(Completer):
         found = matching(typed, self._known)
         for path in found[:_MAX_SUGGESTIONS]:
             yield Completion(path, start_position=-len(typed))
+
+
+def completes(text: str) -> bool:
+    """Whether something may be completed at the end of this text: only then a menu needs room on the screen."""
+    return (text.startswith("/") and "\n" not in text) or _MENTION.search(text) is not None
 
 
 def matching(typed: str, paths: Sequence[str]) -> list[str]:

@@ -6,10 +6,14 @@ from pathlib import Path
 
 from platformdirs.unix import Unix
 from prompt_toolkit import PromptSession
+from prompt_toolkit.application import get_app
 from prompt_toolkit.completion import Completer, ThreadedCompleter
+from prompt_toolkit.filters import Condition
 from prompt_toolkit.history import FileHistory, History, InMemoryHistory
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent, merge_key_bindings
 from prompt_toolkit.styles import Style
+
+from punie.ui._complete import completes
 
 _STYLE = Style.from_dict({"bottom-toolbar": "noreverse", "bottom-toolbar.text": "fg:ansibrightblack"})
 
@@ -53,7 +57,7 @@ def input_session(
     return PromptSession(
         history=history,
         completer=ThreadedCompleter(completer),
-        complete_while_typing=True,
+        complete_while_typing=Condition(lambda: completes(get_app().current_buffer.document.text_before_cursor)),
         multiline=True,
         prompt_continuation="  ",
         key_bindings=merge_key_bindings([_keys(), keys]),

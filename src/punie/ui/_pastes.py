@@ -51,6 +51,10 @@ class WholeHistory(History):
         """Whether it outlives the chat."""
         return isinstance(self._inner, FileHistory)
 
+    def bring_back(self, string: str) -> None:
+        """Remember in this chat what was typed and thrown away; it is not kept for another one."""
+        self._loaded_strings.insert(0, self._pastes.expanded(string))
+
     def append_string(self, string: str) -> None:
         """Remember what was sent."""
         super().append_string(self._pastes.expanded(string))

@@ -211,7 +211,11 @@ class Chat:
         if now - self._interrupted_at < _SECONDS_TO_LEAVE:
             return True
         self._interrupted_at = now
-        self.console.print(Text("Ctrl-C again, or Ctrl-D, to leave", "dim"))
+        thrown = self._input.default_buffer.text
+        if thrown.strip():
+            self._typed_before.bring_back(thrown)
+        back = " · Up brings the line back" if thrown.strip() else ""
+        self.console.print(Text(f"Ctrl-C again, or Ctrl-D, to leave{back}", "dim"))
         return False
 
     def _greet(self) -> None:
