@@ -92,7 +92,9 @@ def test_tools_that_change_something_do_not_run_side_by_side():
 async def test_an_agent_can_call_every_tool(project: Project):
     project.write("a.py", "class Widget: ...\n")
     agent = Agent(
-        TestModel(call_tools=sorted(READ_ONLY - {"read_file", "load_skill"})), deps_type=Workspace, toolsets=[toolset(TOOLS)]
+        TestModel(call_tools=sorted(READ_ONLY - {"read_file", "load_skill"})),
+        deps_type=Workspace,
+        toolsets=[toolset(TOOLS)],
     )
     result = await agent.run("go", deps=project.workspace)
     assert "definitions of a" in result.output
