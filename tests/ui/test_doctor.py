@@ -199,6 +199,23 @@ async def test_a_key_is_never_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert "sk-secret" not in repr(seen)
 
 
+@pytest.mark.parametrize(
+    ("spec", "what", "cure"),
+    [
+        ("gguf:/nowhere/x.gguf", "There is no model at /nowhere/x.gguf", "Check the path"),
+        ("local:qwen2.5-coder-7b", "punie models pull qwen2.5-coder-7b", "punie models info qwen2.5-coder-7b"),
+        ("local:nonsense", "nonsense", ""),
+        ("local", "is not there yet", "punie models pull"),
+        ("local+off", "is not there yet", "punie models pull"),
+    ],
+)
+async def test_a_local_model_whose_weights_are_not_there(tmp_path: Path, spec: str, what: str, cure: str) -> None:
+    seen = await found(tmp_path, spec)
+    assert seen.problems == ["weights"], "there is nothing that could be asked"
+    assert what in seen.one("weights").said
+    assert cure in seen.one("weights").cure
+
+
 # --- the machine ---
 
 

@@ -16,11 +16,12 @@ from punie.backends import _files
 from punie.backends import _weights as weights
 from punie.backends.catalogue import EMBEDDED, entry
 from punie.config import user_config_file
+from punie.errors import PunieError
 from punie.tools import sandbox_state
 from punie.tools._programs import find_program
 from punie.ui._input import state_dir
 from punie.ui._setup import Setup
-from punie.ui.models import cache_dir, memory_bytes, path_of
+from punie.ui.models import cache_dir, memory_bytes, named, path_of, state
 
 _ENGINE_SECONDS = 60
 _NARROW = 40
@@ -72,6 +73,24 @@ def of_setup(setup: Setup, env: Mapping[str, str]) -> Iterator[Finding]:
     for name, path in directories.items():
         yield _writable(name, path, needed=name in needed)
     yield _room(directories)
+
+
+def of_local(setup: Setup, spec: str) -> Iterator[Finding]:
+    """Whether the weights of a local model are here, before anything tries to load them."""
+    if spec in ("local", f"local:{EMBEDDED}"):
+        yield from of_embedded(setup)
+        return
+    try:
+        model = named(spec, setup.settings)
+    except PunieError as error:
+        yield Finding("problem", "weights", error.cause, error.next_step)
+        return
+    found = state(model, setup.settings)
+    if found == "ready":
+        yield Finding("ok", "weights", str(path_of(model, cache_dir(setup.settings))))
+        return
+    cure = "See what it needs: punie models info " + model.name
+    yield Finding("problem", "weights", f"{spec}: {found}", cure)
 
 
 def of_embedded(setup: Setup) -> Iterator[Finding]:

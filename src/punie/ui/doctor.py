@@ -8,13 +8,13 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from punie.backends import _weights as weights
-from punie.backends.catalogue import EMBEDDED
+from punie.backends import NO_ADAPTER
 from punie.config import user_config_file
 from punie.errors import PunieError
 from punie.redaction import Redactor
 from punie.ui._activity import duration_text
 from punie.ui._canary import Canary, ask_canary
-from punie.ui._checks import Finding, of_embedded, of_machine, of_setup
+from punie.ui._checks import Finding, of_local, of_machine, of_setup
 from punie.ui._clean import clean
 from punie.ui._services import WINDOW_CURE, of_service
 from punie.ui._setup import Setup, prepare
@@ -139,8 +139,9 @@ def _for_model(setup: Setup, env: Mapping[str, str]) -> Iterator[Finding]:
     """All that a question to the model rests on."""
     yield from of_setup(setup, env)
     yield from of_service(setup, env)
-    if setup.config.model in ("local", f"local:{EMBEDDED}"):
-        yield from of_embedded(setup)
+    spec = setup.config.model.removesuffix(NO_ADAPTER)
+    if spec.partition(":")[0] in {"local", "gguf", "mlx"}:
+        yield from of_local(setup, spec)
 
 
 def _question(setup: Setup, *, seconds: float, result: Result) -> Iterator[Finding]:

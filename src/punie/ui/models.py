@@ -37,14 +37,14 @@ def run(action: str, name: str | None, *, options: Options) -> int:
         case "list":
             return _list(settings)
         case "pull":
-            return _pull(_named(name or settings.model, settings), settings)
+            return _pull(named(name or settings.model, settings), settings)
         case "info":
-            return _info(_named(name or settings.model, settings), settings)
+            return _info(named(name or settings.model, settings), settings)
         case _:
             return _test(name, settings, options)
 
 
-def _named(spec: str, settings: Settings) -> Entry:
+def named(spec: str, settings: Settings) -> Entry:
     """The entry behind an alias, `local`, `local:NAME`, NAME or a file of the user's, with the adapter it is given."""
     spec = settings.aliases.get(spec, spec)
     kind, colon, rest = spec.partition(":")
