@@ -206,7 +206,7 @@ async def test_a_key_is_never_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         ("local:qwen2.5-coder-7b", "punie models pull qwen2.5-coder-7b", "punie models info qwen2.5-coder-7b"),
         ("local:nonsense", "nonsense", ""),
         ("local", "is not there yet", "punie models pull"),
-        ("local+off", "is not there yet", "punie models pull"),
+        ("local:smollm2-135m+off", "is not there yet", "punie models pull"),
     ],
 )
 async def test_a_local_model_whose_weights_are_not_there(tmp_path: Path, spec: str, what: str, cure: str) -> None:

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from punie.backends import _weights as weights
 from punie.backends import NO_ADAPTER
+from punie.backends import _weights as weights
 from punie.config import user_config_file
 from punie.errors import PunieError
 from punie.redaction import Redactor
