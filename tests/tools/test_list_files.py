@@ -1,5 +1,12 @@
+import re
+
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from pathspec import GitIgnoreSpec
 from tests.tools.project import Project
+
+from punie.tools import _walk
 
 
 @pytest.fixture(autouse=True)
@@ -102,3 +109,29 @@ def test_many_files_are_bounded(project: Project):
 def test_directories_nested_beyond_reason_end(project: Project):
     project.write("d/" * 900 + "deep.txt", "x")
     assert project.lines("list_files")[0] == "6 files"
+
+
+def test_ignore_patterns_of_a_stranger_take_a_bounded_time(project: Project):
+    """Each star used to be tried at every letter for every other star: hours, before anybody trusted the project."""
+    project.write(".gitignore", f"{'*a' * 20}*b\n{'**/a/' * 20}b\n{'x' * 2_000}*\n[z-a]\n*a*.log\n")
+    project.write("a" * 200, "x")
+    project.write("/".join(["a"] * 40) + "/c", "x")
+    project.write("aa.log", "x")
+    listed = project.call("list_files")
+    assert "a" * 100 in listed
+    assert "aa.log" not in listed
+
+
+STARRY = st.text("ab*?[]!/.\\-", max_size=9).filter(lambda text: text.count("[") < 2 and "--" not in text)
+"""Two brackets or dashes in a class are a warning of Python's."""
+
+
+@settings(max_examples=500, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(STARRY, st.text("ab/.", min_size=1, max_size=9))
+def test_ignore_patterns_mean_what_they_meant(pattern: str, path: str):
+    try:
+        plain = GitIgnoreSpec.from_lines([pattern])
+    except (ValueError, re.error):
+        assert not _walk._rules(pattern.encode()).match_file(path)
+        return
+    assert _walk._rules(pattern.encode()).check_file(path).include == plain.check_file(path).include

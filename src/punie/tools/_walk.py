@@ -1,13 +1,16 @@
 """The files of a workspace, in order, without what git ignores and what tools generate."""
 
 import os
+import re
 from collections.abc import Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import AnyStr
 
 from pathspec import GitIgnoreSpec
+from pathspec.patterns.gitignore.spec import GitIgnoreSpecPattern
 
 from punie.tools._beneath import DIRECTORY, open_beneath
 from punie.tools._paths import Located, Tree, held, read_located
@@ -117,18 +120,46 @@ def _with_own(directory: int, prefix: str, rules: Rules) -> Rules:
     return (*rules, (prefix, _rules(content.data)))
 
 
+_STAR = r"\[\^/\]\*"
+_STARS = re.compile(rf"(?:{_STAR}){{2,}}")
+_BEFORE_STAR = re.compile(
+    rf"({_STAR})((?:\\.|\[\^/\](?!\*)|\[(?!\^/\])(?:\\.|[^\]\\])+\]|[^\[\]()/\\*+?|$^.])+)(?={_STAR})"
+)
+MAX_PATTERN = 1_000
+MAX_ANY_DEPTH = 3
+
+
+class _Pattern(GitIgnoreSpecPattern):
+    """A pattern that takes a bounded time: a repository that nobody trusts yet brings them.
+
+    What stands between two stars of a name is found where it comes first, and nowhere else is tried: that finds the
+    same names. A pattern that is too long, or goes through directories too often, is passed over.
+    """
+
+    @classmethod
+    def pattern_to_regex(cls, pattern: AnyStr) -> tuple[AnyStr | None, bool | None]:
+        if len(pattern) > MAX_PATTERN:
+            return None, None
+        regex, include = super().pattern_to_regex(pattern)
+        if not isinstance(regex, str):
+            return regex, include
+        if regex.count(".+") > MAX_ANY_DEPTH:
+            return None, None
+        return _BEFORE_STAR.sub(r"(?>\1?\2)", _STARS.sub("[^/]*", regex)), include
+
+
 def _rules(data: bytes) -> GitIgnoreSpec:
     lines = data.decode("utf-8", errors="replace").splitlines()
     try:
-        return GitIgnoreSpec.from_lines(lines)
-    except ValueError:
-        return GitIgnoreSpec.from_lines(line for line in lines if _is_valid(line))
+        return GitIgnoreSpec.from_lines(lines, _Pattern)
+    except (ValueError, re.error):
+        return GitIgnoreSpec.from_lines((line for line in lines if _is_valid(line)), _Pattern)
 
 
 def _is_valid(line: str) -> bool:
     """Git passes over a pattern it cannot read; pathspec refuses the whole file."""
     try:
-        GitIgnoreSpec.from_lines([line])
-    except ValueError:
+        GitIgnoreSpec.from_lines([line], _Pattern)
+    except (ValueError, re.error):
         return False
     return True
