@@ -57,14 +57,18 @@ def kept_names(venv: Path, *, path: str) -> dict[str, str | None]:
     Found out anew for every command: the one before may have added some.
     """
     kept: dict[str, str | None] = {}
-    with os.scandir(venv / "bin") as entries:
+    places = path.split(os.pathsep)
+    with os.scandir(venv / "bin") as scan:
         # Some disks take names in another case for the same.
-        names = {name for entry in entries for name in (entry.name, entry.name.casefold())}
+        names = {name for entry in scan for name in (entry.name, entry.name.casefold())}
     for name in sorted(names):
-        if not _is_pythons(name):
-            found = find_program(name, path=path, workspace=venv)
-            if found or name in _KEPT:
-                kept[name] = found
+        if _is_pythons(name):
+            continue
+        # Most names are nowhere else, which is found out here in a tenth of the time.
+        anywhere = any(os.access(f"{place}/{name}", os.X_OK) for place in places)
+        found = find_program(name, path=path, workspace=venv) if anywhere else None
+        if found or name in _KEPT:
+            kept[name] = found
     return kept
 
 
