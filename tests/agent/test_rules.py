@@ -208,3 +208,15 @@ def test_denied_directories_elsewhere_and_whole_tools_are_left_out(tmp_path: Pat
         is False
     )
     assert hides(tmp_path, Permissions("default", rules(deny=("Read",))))("x")
+
+
+def test_a_long_word_does_not_keep_a_rule_with_stars_busy(tmp_path: Path):
+    """The word is the model's: each star of the rule used to be tried at every letter for every other star."""
+    rules = RuleSet(deny=tuple(map(parse_rule, ("Bash(echo *a*a*a*a*a*a*b)", "Read(*a*a*a*a*a*a*b)"))))
+    assert kind(tmp_path, "run_command", f"echo {'a' * 9_000}", rules) == "ask"
+    assert kind(tmp_path, "read_file", "a" * 3_000, rules) == "allow"
+    assert kind(tmp_path, "run_command", f"echo {'a' * 900}b", rules) == "deny"
+    assert kind(tmp_path, "read_file", f"{'a' * 200}b", rules) == "deny"
+    odd = RuleSet(deny=(parse_rule("Bash(echo [x]?*)"),))
+    assert kind(tmp_path, "run_command", "echo '[x]?y'", odd) == "deny"
+    assert kind(tmp_path, "run_command", "echo xxy", odd) == "ask"

@@ -15,6 +15,7 @@ from punie.agent._effects import Effects, Place, words_as_places
 from punie.agent._safe import is_reader
 from punie.agent._shell import Analysis, Argv, Word, prefixes, program, raw_words, without_options
 from punie.rules import EDITS, READS, Rule, is_prefix, words_of
+from punie.tools._walk import QuickPattern
 
 
 def forbids(rule: Rule, effects: Effects, *, root: Path, home: Path | None) -> bool:
@@ -112,8 +113,8 @@ def files_of(rules: Sequence[Rule], *, root: Path, home: Path | None) -> Callabl
     inside = [spec for rule in rules if (spec := rule.spec) and not spec.startswith(("//", "~/"))]
     outside = [spec for rule in rules if (spec := rule.spec) and spec.startswith(("//", "~/"))]
     patterns = [_based(spec, root, home)[1] for spec in inside]
-    exact = GitIgnoreSpec.from_lines(patterns)
-    folded = GitIgnoreSpec.from_lines(pattern.casefold() for pattern in patterns)
+    exact = GitIgnoreSpec.from_lines(patterns, QuickPattern)
+    folded = GitIgnoreSpec.from_lines((pattern.casefold() for pattern in patterns), QuickPattern)
 
     def covered(relative: str) -> bool:
         if everything or (patterns and (exact.match_file(relative) or folded.match_file(relative.casefold()))):
@@ -160,4 +161,4 @@ def _based(spec: str, root: Path, home: Path | None) -> tuple[str | None, str]:
 
 @lru_cache(maxsize=512)
 def _compiled(pattern: str) -> GitIgnoreSpec:
-    return GitIgnoreSpec.from_lines([pattern])
+    return GitIgnoreSpec.from_lines([pattern], QuickPattern)

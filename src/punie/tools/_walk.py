@@ -129,23 +129,28 @@ MAX_PATTERN = 1_000
 MAX_ANY_DEPTH = 3
 
 
-class _Pattern(GitIgnoreSpecPattern):
-    """A pattern that takes a bounded time: a repository that nobody trusts yet brings them.
+class QuickPattern(GitIgnoreSpecPattern):
+    """A pattern whose stars take a bounded time on any name.
 
-    What stands between two stars of a name is found where it comes first, and nowhere else is tried: that finds the
-    same names. A pattern that is too long, or goes through directories too often, is passed over.
+    What stands between two stars is found where it comes first, and nowhere else is tried: that finds the same names.
     """
 
     @classmethod
     def pattern_to_regex(cls, pattern: AnyStr) -> tuple[AnyStr | None, bool | None]:
-        if len(pattern) > MAX_PATTERN:
-            return None, None
+        """As in the class above, in other words."""
         regex, include = super().pattern_to_regex(pattern)
         if not isinstance(regex, str):
             return regex, include
-        if regex.count(".+") > MAX_ANY_DEPTH:
-            return None, None
         return _BEFORE_STAR.sub(r"(?>\1?\2)", _STARS.sub("[^/]*", regex)), include
+
+
+class _Pattern(QuickPattern):
+    """One of a repository that nobody trusts yet: if it is too long, or goes down too often, it is passed over."""
+
+    @classmethod
+    def pattern_to_regex(cls, pattern: AnyStr) -> tuple[AnyStr | None, bool | None]:
+        regex, include = super().pattern_to_regex(pattern) if len(pattern) <= MAX_PATTERN else (None, None)
+        return (None, None) if isinstance(regex, str) and regex.count(".+") > MAX_ANY_DEPTH else (regex, include)
 
 
 def _rules(data: bytes) -> GitIgnoreSpec:
