@@ -356,6 +356,21 @@ async def test_what_is_not_read_from_disk(tmp_path, kind):
     second.close()
 
 
+def test_a_model_that_is_closed_while_it_loads_says_nothing(tmp_path, caplog):
+    ready, engine = scripted_model(tmp_path, "one")
+
+    def load() -> Loaded:
+        assert wait_until(lambda: model._runtime._worker._stopped)
+        return ready._runtime._load()
+
+    model = LocalModel(load, name="slow")
+    model.warm("Be brief.")
+    model.close()
+    assert [record.getMessage() for record in caplog.records] == []
+    assert engine.requests == []
+    ready.close()
+
+
 async def test_the_beginning_of_every_prompt_is_read_once_and_then_taken_from_disk(tmp_path):
     instructions = "Be brief. " * 100
     for spoken in (1, 0):

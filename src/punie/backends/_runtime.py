@@ -4,6 +4,7 @@ import asyncio
 import threading
 from collections.abc import AsyncIterator, Callable, Iterable
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
@@ -106,7 +107,9 @@ class Runtime:
         """Read the beginning that every prompt shares into the cache, as soon as the weights are there."""
 
         def read(done: "Future[Loaded]") -> None:
-            if done.exception() is None:  # a failed load is for the request to tell
+            if done.exception() is not None:  # a failed load is for the request to tell
+                return
+            with suppress(ModelError):  # closed while it was loading
                 self._worker.submit(lambda: _read_ahead(done.result(), job(done.result()), cancelled=self._closing))
 
         self.begin().add_done_callback(read)
