@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import subprocess
 import sys
 import termios
 import tty
@@ -110,6 +111,13 @@ def test_every_command_in_one_sitting(
     assert b"38;2;" not in terminal.raw
 
 
+def test_the_prompt_waits_for_no_library_that_only_an_answer_needs() -> None:
+    heavy = {"pydantic_ai", "mlx", "numpy", "sqlite3", "httpx2", "openai", "anthropic", "mcp", "punie.redaction"}
+    said = f"import punie.ui.terminal, sys; print(sorted({heavy!r} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", said], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+
+
 class Shell(Terminal):
     """An interactive shell that starts `punie` when it is told to, as a person does."""
 
@@ -199,11 +207,11 @@ async def test_while_somebody_types_nothing_is_taken_for_an_answer(monkeypatch: 
     master, slave = os.openpty()
     tty.setcbreak(slave)
     waited: list[float] = []
+    typed = [b"y", b"yes\r", b"y", b"", b"\x03"]
 
     async def passes(seconds: float) -> None:
         waited.append(seconds)
-        if len(waited) < 4:
-            os.write(master, b"y")
+        os.write(master, typed.pop(0))
 
     with os.fdopen(slave) as keyboard:
         monkeypatch.setattr(sys, "stdin", keyboard)
@@ -212,8 +220,11 @@ async def test_while_somebody_types_nothing_is_taken_for_an_answer(monkeypatch: 
         os.set_blocking(slave, False)
         with pytest.raises(BlockingIOError):
             os.read(slave, 1)
+        assert waited == [0.3] * 4
+        tty.setraw(slave)
+        with pytest.raises(KeyboardInterrupt):
+            await nothing_typed_for(0.3)
     os.close(master)
-    assert waited == [0.3] * 4
 
 
 @pytest.mark.parametrize(("wraps", "up"), [(True, 3), (False, 0)])

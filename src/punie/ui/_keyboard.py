@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import os
 import select
 import sys
 import termios
@@ -62,16 +63,32 @@ def forget_typed() -> None:
         termios.tcflush(sys.stdin.fileno(), termios.TCIFLUSH)
 
 
+def typed_so_far() -> bytes:
+    """Everything that was typed and that nobody has taken yet; nothing where there is no terminal."""
+    data = b""
+    with contextlib.suppress(AttributeError, OSError, ValueError):  # closed, or nothing that can be waited for
+        descriptor = sys.stdin.fileno()
+        while select.select([descriptor], [], [], 0)[0] and (chunk := os.read(descriptor, 65_536)):
+            data += chunk
+    return data
+
+
 async def nothing_typed_for(seconds: float) -> None:
-    """Throw away what is typed until nothing is for so long: who is typing a sentence answers no question."""
-    while seconds:
+    """Throw away what is typed until nothing is for so long: who is typing a sentence answers no question.
+
+    Raises KeyboardInterrupt for Ctrl-C, which counts at any time.
+    """
+    from prompt_toolkit.application.current import get_app_session
+
+    with get_app_session().input.raw_mode():
         forget_typed()
-        await asyncio.sleep(seconds)
-        try:
-            if not select.select([sys.stdin.fileno()], [], [], 0)[0]:
-                return
-        except (OSError, ValueError):  # closed, or nothing that can be waited for
-            return
+        typed = bool(seconds)
+        while typed:
+            await asyncio.sleep(seconds)
+            data = typed_so_far()
+            if b"\x03" in data:
+                raise KeyboardInterrupt
+            typed = bool(data)
 
 
 async def next_presses() -> "list[KeyPress]":

@@ -1,8 +1,6 @@
 """What is typed while an answer is drawn: a line that grows at the bottom, and prompts that wait for their turn."""
 
 import asyncio
-import os
-import select
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -18,7 +16,7 @@ from rich.console import Console
 from rich.text import Text
 
 from punie.ui._clean import clean
-from punie.ui._keyboard import PASTE_OFF, PASTE_ON, SECONDS_TO_ESCAPE
+from punie.ui._keyboard import PASTE_OFF, PASTE_ON, SECONDS_TO_ESCAPE, typed_so_far
 from punie.ui._pastes import Pastes
 
 _SHOWN_QUEUED = 3
@@ -76,10 +74,7 @@ class Typing:
         """Take what was typed before there was a prompt. Each Return sends: the terminal wrote newlines for them."""
         if not sys.stdin.isatty():
             return
-        descriptor, data = sys.stdin.fileno(), b""
-        while select.select([descriptor], [], [], 0)[0] and (chunk := os.read(descriptor, 65_536)):
-            data += chunk
-        *lines, self.draft = clean(data.decode("utf-8", "replace").replace("\r", "\n")).split("\n")
+        *lines, self.draft = clean(typed_so_far().decode("utf-8", "replace").replace("\r", "\n")).split("\n")
         self.queued += [line for line in lines if line.strip()]
 
     def take_back(self) -> None:
