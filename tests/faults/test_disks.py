@@ -35,9 +35,7 @@ exec "$@"
 
 
 @pytest.mark.parametrize("option", ["rw", "ro"])
-def test_a_chat_goes_on_when_nothing_can_be_stored(
-    server: ScriptedServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, option: str
-):
+def test_a_chat_goes_on_when_nothing_can_be_stored(server: ScriptedServer, tmp_path: Path, option: str):
     project, state, start = tmp_path / "project", tmp_path / "state" / "punie", tmp_path / "start"
     project.mkdir()
     state.mkdir(parents=True)
@@ -45,11 +43,10 @@ def test_a_chat_goes_on_when_nothing_can_be_stored(
     start.with_suffix(".sh").write_text(MOUNTED.format(option=option, state=state))
     start.write_text(START.format(user=user, script=start.with_suffix(".sh"), punie=PUNIE))
     start.chmod(0o700)
-    monkeypatch.setattr("tests.ui.pseudo.PUNIE", start)
     env = {name: value for name, value in os.environ.items() if not name.startswith(("PUNIE_", "XDG_", "CI"))}
     env |= {"XDG_STATE_HOME": str(state.parent), "XDG_CONFIG_HOME": str(tmp_path / "config"), "TERM": "xterm"}
     server.script = [[Call("run_command", {"command": "echo done >> made.txt"})], ["Well."]]
-    terminal = Terminal("--model", server.spec, "--yolo", cwd=project, env=env)
+    terminal = Terminal("--model", server.spec, "--yolo", cwd=project, env=env, program=start)
     try:
         ready(terminal)
         for number in range(1, 5):
