@@ -14,10 +14,11 @@ from tests.training.evaluations import outcome
 from punie.config import AgentConfig
 from punie.errors import PunieError
 from punie.wire import conversation, expand
-from punie_training import report
+from punie_training import examine, report
 from punie_training.evaluate import Outcome, evaluate, invented, normal
 from punie_training.examine import Plan, resources
 from punie_training.generate import Studio
+from punie_training.rss import forget_peak, resident_peak
 from punie_training.suite import Case, fingerprint, tool_cases
 from punie_training.tasks import Expect, Task, Turn
 
@@ -188,10 +189,27 @@ def test_the_bytes_of_models_that_are_files_are_told(tmp_path: Path) -> None:
     (model / "weights").write_bytes(b"12345")
     plan = Plan(f"mlx:{model}+{adapter}", "test", tmp_path, tmp_path)
     assert resources(plan)["model_bytes"] == 5
-    assert resources(plan)["peak_bytes"] > 10e6
     service = resources(Plan("claude:claude-x", "test", tmp_path, tmp_path, adapter=adapter))
-    assert service.keys() == {"peak_bytes", "adapter_bytes"}
+    assert service.keys() == {"adapter_bytes"}
     assert service["adapter_bytes"] == (adapter / "adapters.safetensors").stat().st_size
+
+
+def test_the_memory_of_an_evaluation_is_not_that_of_what_ran_before_it() -> None:
+    block = bytearray(b"x") * 200_000_000
+    assert resident_peak() > 200e6
+    del block
+    forget_peak()
+    before = resident_peak()
+    again = bytearray(b"x") * 200_000_000
+    assert resident_peak() > before + len(again) / 2
+
+
+def test_a_report_made_again_keeps_the_memory_it_had(tmp_path: Path) -> None:
+    assert examine._peak_before(tmp_path) == {}
+    (tmp_path / "report.json").write_text('{"resources": {"peak_bytes": 7}}')
+    assert examine._peak_before(tmp_path) == {"peak_bytes": 7}
+    (tmp_path / "report.json").write_text('{"resources": []}')
+    assert examine._peak_before(tmp_path) == {}
 
 
 async def test_half_of_the_cases_are_in_held_out_wordings(cases: list[Case]) -> None:

@@ -1,6 +1,7 @@
 """One evaluation from start to end: build the suite, load one model, run every case, write the report."""
 
 import hashlib
+import json
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from punie_training import again, evaluate, report, suite
 from punie_training.corpora import Split
 from punie_training.generate import Studio, studios
 from punie_training.recipe import Recipe
-from punie_training.rss import resident_peak
+from punie_training.rss import forget_peak, resident_peak
 from punie_training.tasks import Expect, Step, Task, Turn
 
 Say = Callable[[str], None]
@@ -67,6 +68,8 @@ async def examine(plan: Plan, *, say: Say) -> Path:
     config = AgentConfig(max_tokens=MAX_TOKENS)
     model = build(plan, config)
     known = {**identity(plan, model, config), "suite": suite.fingerprint(cases)}
+    before = evaluate.stored(plan.out / "outcomes.jsonl", key=evaluate.key(known))
+    forget_peak()
     run = partial(
         evaluate.evaluate,
         model=model,
@@ -79,18 +82,30 @@ async def examine(plan: Plan, *, say: Say) -> Path:
     standard = await run(standard_cases(opened))
     canary = await run((suite.Case("canary", Task("canary", opened[0].project, (CANARY,))),))
     passed = bool(canary[0].calls) and canary[0].first_call_right
-    return report.write(outcomes, plan.out, identity=known, standard=standard, canary=passed, resources=resources(plan))
+    asked = len(outcomes) + len(standard) + len(canary)
+    held = _peak_before(plan.out) if len(before) == asked else {"peak_bytes": resident_peak()}
+    found = {**resources(plan), **held}
+    return report.write(outcomes, plan.out, identity=known, standard=standard, canary=passed, resources=found)
+
+
+def _peak_before(out: Path) -> Mapping[str, int]:
+    """The memory of an evaluation that is only reported again, as its report had it."""
+    try:
+        found = json.loads((out / "report.json").read_bytes())["resources"]["peak_bytes"]
+    except (OSError, ValueError, LookupError, TypeError):
+        return {}
+    return {"peak_bytes": int(found)}
 
 
 def resources(plan: Plan) -> Mapping[str, int]:
-    """Bytes of the model and the adapter as they are stored, where they are files, and the most memory held so far.
+    """Bytes of the model and the adapter as they are stored, where they are files.
 
-    The memory is that of this process: interpreter, oracles of the projects, model. A server's is not in it.
+    A report adds the most memory that its process held: interpreter, oracles of the projects, model; not a server's.
     """
     adapter = _adapter(plan)
     weights = adapter / "adapters.safetensors" if adapter else None
     stored = {"model_bytes": _weights_of(plan), "adapter_bytes": weights}
-    return {"peak_bytes": resident_peak(), **{name: _bytes(path) for name, path in stored.items() if path}}
+    return {name: _bytes(path) for name, path in stored.items() if path}
 
 
 def _weights_of(plan: Plan) -> Path | None:

@@ -1,12 +1,14 @@
 """`punie train ladder`: each row of the tracker that has no record yet, trained, evaluated and kept, in order."""
 
 import asyncio
+import subprocess
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
-from punie.errors import UsageError
+from punie.errors import ModelError, UsageError
 from punie_training import examine, results
 from punie_training.corpora import Split
 from punie_training.recipe import Recipe
@@ -66,13 +68,14 @@ class Ladder:
         )
 
     def _train(self, row: Row, recipe: Recipe, run: Path) -> None:
-        from punie_training import trainer  # needs MLX, which is an extra
-
         if (run / "adapter" / "manifest.json").exists():
             return
         path = self.home / "recipes" / f"{row.name}.toml"
         arguments = ("--data", str(self.data), "--seed", str(recipe.seed), "--out", str(run), "--resume")
-        trainer.main([str(path), *arguments])
+        # In a process of its own, so that the memory of the evaluation is not that of the training before it.
+        command = (sys.executable, "-m", "punie", "train", "run", str(path), *arguments)
+        if subprocess.run(command, stdin=subprocess.DEVNULL, check=False).returncode:
+            raise ModelError(f"{row.name} was not trained; why is said above.", "Go on with the same command.")
 
     def _adapter(self, row: Row, run: Path) -> Path | None:
         """The adapter a row is about; None for the bare model and for the one that ships."""
