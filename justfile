@@ -26,9 +26,10 @@ check:
 types:
     {{bin}}/pyright
 
-# The test suite; arguments go to pytest.
+# The test suite: two processes, then by itself what types at terminals. Arguments go to pytest in place of that.
 test *args:
-    {{bin}}/python -m pytest {{args}}
+    {{bin}}/python -m pytest {{ if args == "" { "-n 2 --dist loadfile --ignore=tests/ui" } else { args } }}
+    {{ if args == "" { bin / "python -m pytest tests/ui" } else { "" } }}
 
 # Everything CI demands.
 all: check types test
