@@ -1,5 +1,7 @@
 import json
 import re
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -333,6 +335,22 @@ async def test_an_agent_talks_to_it(directory):
         assert model.model_name == directory.name
     finally:
         model.close()
+
+
+ENDING = """
+from punie.backends._engine import Worker
+from punie.backends._mlx import mx
+
+compiled = [mx.compile(lambda x, n=n: x + n) for n in range(2000)]
+worker = Worker("mlx")
+worker.submit(lambda: [function(mx.array(1.0)) for function in compiled]).result()
+worker.stop(timeout=60)
+"""
+
+
+def test_a_process_ends_well_however_much_its_worker_compiled():
+    done = subprocess.run([sys.executable, "-c", ENDING], capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 # --- real weights --------------------------------------------------------------------------------------------------

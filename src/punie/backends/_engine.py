@@ -1,5 +1,6 @@
 """What an engine is: something that continues token ids, on one thread of its own. Imports no model library."""
 
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
@@ -148,6 +149,11 @@ class Worker:
         while (job := self._next()) is not None:
             job()
             del job  # a finished job must not keep its model alive until the next one comes
+        mlx = sys.modules.get("mlx.core")
+        if mlx is not None:
+            # MLX keeps compiled Python functions for each thread. Left to the end of the thread, which `join` does not
+            # wait for, they are let go of while the interpreter ends, and that aborts the process.
+            mlx.clear_streams()
 
     def _next(self) -> Callable[[], None] | None:
         try:

@@ -18,8 +18,9 @@ HEAD_BYTES = 32 * 1024
 TAIL_BYTES = 32 * 1024
 SAVED_BYTES = 64 << 20
 MAX_OUTPUT_BYTES = 1 << 30
-# How long the supervisor has to end the processes below it; it takes a second for its own signals.
-KILL_PATIENCE_S = 8.0
+# How long the supervisor has to end the processes below it. Mostly that is a moment, but it gives hundreds of them on a
+# busy machine 16 s, and one that is killed before it is done leaves them.
+KILL_PATIENCE_S = 20.0
 # How long to wait for a pipe that a process out of reach still holds.
 DRAIN_S = 2.0
 

@@ -64,7 +64,7 @@ def main(plan: dict, note: int) -> int:
     if crowded:
         os.write(note, TOO_MANY)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    _end_all(child, own_init=plan.get("own_init", False), at_once=crowded)
+    _end_all(child, group, own_init=plan.get("own_init", False), at_once=crowded)
     _unmade(group)
     return status if status >= 0 else 128 - status
 
@@ -207,7 +207,20 @@ def _unmade(group: str) -> None:
         try:
             os.rmdir(group)  # noqa: PTH106
         except OSError:
+            # What was born while /proc was read stands here.
+            for process in _members(group):
+                _quietly(os.kill, process, signal.SIGKILL)
+            _reap(0)
             time.sleep(0.002)
+
+
+def _members(group: str) -> list[int]:
+    """The processes of the cgroup; empty where there is none."""
+    try:
+        with open(f"{group}/cgroup.procs", "rb") as procs:  # noqa: PTH123
+            return [int(line) for line in procs]
+    except OSError:
+        return []
 
 
 def _write(path: str, text: str) -> None:
@@ -225,15 +238,16 @@ def _quietly(action: object, *arguments: object) -> None:
         pass
 
 
-def _end_all(child: int, *, own_init: bool, at_once: bool) -> None:
+def _end_all(child: int, group: str, *, own_init: bool, at_once: bool) -> None:
     """SIGTERM, a moment, then SIGKILL until nothing is left. A process that ends all others of its own comes last."""
     calm = time.monotonic() + (0 if at_once else GRACE_S)
-    if at_once:
-        _quietly(os.setpriority, os.PRIO_PROCESS, 0, -20)  # for a race against processes that multiply
-    else:
+    if not at_once:
         _send(child, signal.SIGTERM, spare=child if own_init else 0)
     while time.monotonic() < calm and _alive():
         time.sleep(0.005)
+    _quietly(os.setpriority, os.PRIO_PROCESS, 0, -20)  # for a race against processes that multiply
+    if group:
+        _quietly(_write, f"{group}/pids.max", "0")  # which ends that
     end = time.monotonic() + PATIENCE_S
     while _alive() and time.monotonic() < end:
         _send(child, signal.SIGKILL)
