@@ -319,13 +319,31 @@ def test_without_a_terminal_there_is_a_reason_and_no_chat(project: Path) -> None
         assert done.stdout == ""
 
 
-def test_a_state_directory_that_cannot_be_written_is_told_once(
+def test_without_a_state_directory_the_chat_goes_on_only_if_told_to(
+    start: Start, server: ScriptedServer, tmp_path: Path
+) -> None:
+    server.script = [["One."]]
+    (tmp_path / "file").write_text("in the way")
+    refused = start(XDG_STATE_HOME=str(tmp_path / "file"))
+    assert refused.exit_code() == 1
+    assert "cannot be written, so nothing of the conversation can be kept." in " ".join(refused.text.split())
+    assert "--no-session" in refused.text
+    told = ready(start("--no-session", XDG_STATE_HOME=str(tmp_path / "file")))
+    told.enter("first")
+    told.wait("One.")
+    told.enter("/exit")
+    assert told.exit_code() == 0
+
+
+def test_a_conversation_that_cannot_be_stored_is_told_once(
     start: Start, server: ScriptedServer, tmp_path: Path
 ) -> None:
     server.script = [["One."], ["Two."]]
-    (tmp_path / "file").write_text("in the way")
-    terminal = ready(start(XDG_STATE_HOME=str(tmp_path / "file")))
-    terminal.until(shows("cannot be written: neither what you type nor the conversation is kept."), "not told")
+    state = tmp_path / "state" / "punie"
+    (state / "history").mkdir(parents=True)
+    (state / "sessions").write_text("in the way")
+    terminal = ready(start())
+    terminal.until(shows("history cannot be written: what you type is not kept."), "not told")
     terminal.enter("first")
     terminal.wait("One.", "This conversation is not stored")
     terminal.enter("second")

@@ -19,7 +19,7 @@ from punie.config import user_config_file
 from punie.errors import PunieError
 from punie.tools import sandbox_state
 from punie.tools._programs import find_program
-from punie.ui._input import state_dir
+from punie.trust import state_directory
 from punie.ui._setup import Setup
 from punie.ui.models import cache_dir, memory_bytes, named, path_of, state
 
@@ -67,7 +67,7 @@ def of_setup(setup: Setup, env: Mapping[str, str]) -> Iterator[Finding]:
     directories = {
         "cache": cache_dir(setup.settings),
         "config": user_config_file(env).parent,
-        "state": state_dir(env),
+        "state": state_directory(env),
     }
     needed = {"cache"} | ({"state"} if setup.settings.save_sessions else set())
     for name, path in directories.items():

@@ -1,10 +1,9 @@
 """The chat's input line: history, keys, completion and the toolbar below it."""
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 
-from platformdirs.unix import Unix
 from prompt_toolkit import PromptSession
 from prompt_toolkit.application import get_app
 from prompt_toolkit.completion import Completer, ThreadedCompleter
@@ -16,12 +15,6 @@ from prompt_toolkit.styles import Style
 from punie.ui._complete import completes
 
 _STYLE = Style.from_dict({"bottom-toolbar": "noreverse", "bottom-toolbar.text": "fg:ansibrightblack"})
-
-
-def state_dir(env: Mapping[str, str]) -> Path:
-    """`punie` in XDG_STATE_HOME, by default ~/.local/state, on every system."""
-    base = env.get("XDG_STATE_HOME", "")
-    return Path(base) / "punie" if Path(base).is_absolute() else Unix("punie").user_state_path
 
 
 class _TypedHistory(FileHistory):

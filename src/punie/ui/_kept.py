@@ -34,6 +34,21 @@ def open_store(env: Mapping[str, str]) -> "SessionStore":
     return SessionStore(state_directory(env) / "sessions", environment=env)
 
 
+def require_state(env: Mapping[str, str]) -> None:
+    """Raise SessionError where nothing of a conversation can be kept: no chat begins like that without being told to."""
+    directory = state_directory(env)
+    try:
+        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        writable = os.access(directory, os.W_OK | os.X_OK)
+    except OSError:
+        writable = False
+    if not writable:
+        raise SessionError(
+            f"{directory} cannot be written, so nothing of the conversation can be kept.",
+            "Make it writable, choose another with XDG_STATE_HOME, or go on without: --no-session.",
+        )
+
+
 class Kept:
     """The session of a conversation. The store is opened when it is first needed: that takes longer than a prompt."""
 

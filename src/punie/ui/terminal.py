@@ -22,12 +22,13 @@ from rich.console import Console
 from rich.text import Text
 
 from punie.errors import PunieError, SessionError, UsageError
+from punie.trust import state_directory
 from punie.ui import commands
 from punie.ui._clean import clean, one_line
 from punie.ui._complete import ChatCompleter, without_marks
 from punie.ui._folds import Folds
-from punie.ui._input import history_in, input_session, state_dir
-from punie.ui._kept import Kept, last_words
+from punie.ui._input import history_in, input_session
+from punie.ui._kept import Kept, last_words, require_state
 from punie.ui._keyboard import be_quiet, quiet_keys
 from punie.ui._keys import chat_keys, opens_editor
 from punie.ui._loading import Loaded, Loading
@@ -120,7 +121,7 @@ class Chat:
         self._stopping = False
         self._restore_keys: Callable[[], None] = _nothing
         history = (
-            history_in(state_dir(os.environ), redact=self._redact)
+            history_in(state_directory(os.environ), redact=self._redact)
             if setup.settings.save_sessions
             else InMemoryHistory()
         )
@@ -135,6 +136,8 @@ class Chat:
 
     def begin(self, options: Options) -> None:
         """Go on with the session the flags name. UsageError if there is none, SessionError if it cannot be stored."""
+        if self.kept.on:
+            require_state(os.environ)
         self._listing = options.resume == "" and not options.fork
         if not self._listing:
             self.history = self.kept.start(options)
@@ -224,7 +227,7 @@ class Chat:
         for notice in self.setup.notices:
             self.warn(notice)
         if self.setup.settings.save_sessions and not self._typed_before.is_kept:
-            self.warn(f"{state_dir(os.environ)} cannot be written: neither what you type nor the conversation is kept.")
+            self.warn(f"{state_directory(os.environ) / 'history'} cannot be written: what you type is not kept.")
         if self.history:
             self.show_history()
         if self._listing:
