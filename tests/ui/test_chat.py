@@ -354,6 +354,13 @@ def test_a_conversation_that_cannot_be_stored_is_told_once(
     assert terminal.exit_code() == 0
 
 
+def test_memory_says_when_a_model_gets_no_agents_md(start: Start, project: Path) -> None:
+    (project / "AGENTS.md").write_text("# Rules\n")
+    terminal = ready(start(PUNIE_AGENTS_MD_TOKENS="0"))
+    terminal.enter("/memory")
+    terminal.wait("This model gets no AGENTS.md")
+
+
 def test_a_damaged_history_is_read_as_far_as_it_goes(start: Start, server: ScriptedServer, tmp_path: Path) -> None:
     file = tmp_path / "state" / "punie" / "history"
     file.parent.mkdir(parents=True)

@@ -57,6 +57,14 @@ def test_places_may_be_indented() -> None:
     assert drawn(*blocks).splitlines()[-2:] == ["    a.py:2 class P1(Protocol)", "    a.py:3 class P2(P1)"]
 
 
+def test_empty_lines_of_a_file_stay_in_line_with_the_others() -> None:
+    blocks = split_all("Lines 1 to 3:\n\n    1\timport os\n    2\n    3\timport sys\n\n2\n")
+    assert [(block.kind, block.text) for block in blocks][1:] == [
+        ("lines", "    1\timport os\n    2\n    3\timport sys"),
+        ("markdown", "2"),
+    ]
+
+
 def test_verbatim_lines_are_literal_whatever_they_look_like() -> None:
     line = "* not *a* list  __x__"
     assert split_all(line + "\n", verbatim={line}) == (Block("lines", line),)

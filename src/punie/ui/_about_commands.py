@@ -100,7 +100,11 @@ async def memory(chat: "Chat", rest: str) -> None:
     if loaded is None:
         return
     found = memory_of(chat.setup)
-    written = found.read(budget_tokens=found.budget_for(loaded.model))
+    budget = found.budget_for(loaded.model)
+    if budget == 0:
+        chat.say(["This model gets no AGENTS.md; agents_md_tokens = 500 in your settings would give it that much."])
+        return
+    written = found.read(budget_tokens=budget)
     chat.say([f"{file.name}  about {file.tokens} tokens" for file in written.files])
     chat.say(written.warnings, style="yellow")
     if not written.files:

@@ -35,7 +35,7 @@ def open_store(env: Mapping[str, str]) -> "SessionStore":
 
 
 def require_state(env: Mapping[str, str]) -> None:
-    """Raise SessionError where nothing of a conversation can be kept: no chat begins like that without being told to."""
+    """Raise SessionError where nothing of a conversation can be kept; a chat begins like that only if told to."""
     directory = state_directory(env)
     try:
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)

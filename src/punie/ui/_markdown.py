@@ -21,7 +21,8 @@ Kind: TypeAlias = Literal["markdown", "lines"]
 
 _FENCE = re.compile(r" {0,3}(`{3,}|~{3,})")
 _PLACE = re.compile(r"(?P<place>\s*[\w./@+~-]+\.\w+:\d+(?:-\d+)?)(?P<rest>(?:[ :].*)?)$")
-_NUMBERED = re.compile(r"\d+\t")
+_NUMBERED = re.compile(r"\s*\d+\t| {4}\d+$")
+"""A line of a file as `read_file` gives it; of an empty one only the number is left."""
 _LONGEST_LINES = 80
 _LONGEST_CHARACTERS = 8_000
 """An unfinished block up to here is drawn as a whole."""
