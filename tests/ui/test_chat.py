@@ -1,6 +1,7 @@
 """The chat typed at like a person, on a usual and on a small terminal, at good and at bad moments."""
 
 import base64
+import socket
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -124,14 +125,11 @@ def test_long_pastes_are_one_mark_and_sent_whole(start: Start, server: ScriptedS
     terminal.wait("pasted row 499 what is it?")
 
 
-def test_a_command_by_hand_is_asked_about_run_and_told(start: Start, server: ScriptedServer, project: Path) -> None:
+def test_a_command_by_hand_is_run_and_told(start: Start, server: ScriptedServer, project: Path) -> None:
     server.script = [["I see."]]
     terminal = ready(start(rows=24, columns=80))
     terminal.enter("!echo by hand > made.txt; cat made.txt")
-    terminal.wait("Allow this?")
-    assert not (project / "made.txt").exists()
-    terminal.enter("y")
-    terminal.wait("exit 0", "by hand")
+    assert "Allow this?" not in terminal.wait("exit 0", "by hand")
     terminal.enter("what did I do?")
     terminal.wait("I see.")
     assert "by hand" in sent(server)
@@ -143,8 +141,30 @@ def test_a_command_by_hand_is_asked_about_run_and_told(start: Start, server: Scr
     terminal.wait("Permission mode: plan")
     terminal.enter("!touch again")
     terminal.wait("off while planning")
-    terminal.enter("!")
-    terminal.wait("no command after the !")
+    for nothing in ("!", "!!"):
+        terminal.enter(nothing)
+        terminal.wait("no command after the !")
+        terminal.enter("/clear")
+
+
+def test_a_command_by_hand_is_asked_about_where_it_loses_something(start: Start, project: Path) -> None:
+    (project / "a.py").write_text("changed and stored nowhere\n")
+    terminal = ready(start())
+    terminal.enter("!rm -rf a.py")
+    terminal.wait("Allow this?")
+    assert (project / "a.py").exists()
+
+
+def test_a_command_by_hand_has_the_network_after_two_marks(start: Start) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        probe = (
+            f"python3 -c 'import socket; socket.create_connection((\"127.0.0.1\", {listening.getsockname()[1]}), 2)'"
+        )
+        terminal = ready(start())
+        terminal.enter(f"!{probe} && echo out")
+        terminal.wait("exit 1")
+        terminal.enter(f"!!{probe} && echo out")
+        terminal.wait("exit 0")
 
 
 @SIZES

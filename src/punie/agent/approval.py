@@ -154,11 +154,17 @@ class Gate:
             results.approvals[call.tool_call_id] = await self.judge(ctx.deps, call)
         return results
 
-    async def judge(self, workspace: Workspace, part: ToolCallPart) -> ToolApproved | ToolDenied:
-        """Decide on one call, whoever makes it. Raises PermissionNeeded when nobody is there to answer."""
+    async def judge(
+        self, workspace: Workspace, part: ToolCallPart, *, by_hand: bool = False
+    ) -> ToolApproved | ToolDenied:
+        """Decide on one call, whoever makes it. Raises PermissionNeeded when nobody is there to answer.
+
+        Who typed a command `by_hand` has answered already, but for what it would lose.
+        """
         call = Call(part.tool_name, part.args_as_dict())
         verdict = self.authorize(workspace, call)
-        if verdict.kind == "allow":
+        loses = verdict.every_time or verdict.dangers
+        if verdict.kind == "allow" or (by_hand and verdict.kind == "ask" and not loses):
             return ToolApproved()
         if verdict.kind == "deny":
             return ToolDenied(verdict.reason)

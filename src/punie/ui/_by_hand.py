@@ -1,4 +1,8 @@
-"""`!command`: the user runs a command in the chat, under the same rules and in the same sandbox as the model's."""
+"""`!command`: the user runs a command in the chat, in the same sandbox as the model's; `!!command` with the network.
+
+What is denied to the model is denied here as well, and what would be lost is asked about; the rest has been answered by
+typing it.
+"""
 
 import asyncio
 from typing import TYPE_CHECKING
@@ -21,17 +25,25 @@ if TYPE_CHECKING:
 
 
 async def run_by_hand(chat: "Chat", command: str) -> None:
-    """Run it and show what it gave; the model is told with the next prompt. UsageError if there is no command."""
+    """Run it and show what it gave; the model is told with the next prompt. UsageError if there is no command.
+
+    `command` is what stands after the first `!`.
+    """
+    networked = command.startswith("!")
+    command = command.removeprefix("!").strip()
     if not command:
         raise UsageError("There is no command after the !.", "!git status")
     loaded = await chat.loaded()
     if loaded is None:
         return
     # Asked about before the screen is taken: a question needs it.
-    decision = await chat.gate().judge(loaded.workspace, ToolCallPart("run_command", {"command": command}))
+    part = ToolCallPart("run_command", {"command": command})
+    decision = await chat.gate().judge(loaded.workspace, part, by_hand=True)
     if isinstance(decision, ToolDenied):
         chat.warn(decision.message)
         return
+    if networked:
+        loaded.workspace.sandbox.allow_network(command)
     session = chat.session()
 
     async def work(screen: Screen) -> str:
