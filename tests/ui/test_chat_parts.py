@@ -32,7 +32,10 @@ def test_every_command_has_a_handler_a_line_of_help_and_a_name_of_its_own() -> N
         module, _, function = command.handler.partition(":")
         assert callable(getattr(import_module(f"punie.ui.{module}"), function))
         assert command.help
-    assert len(list(commands.help_lines())) == len(commands.TABLE)
+    for columns in (40, 80):
+        text = "\n".join(line.plain for line in commands.help_lines(columns))
+        assert all(f"/{command.name}" in text and command.help.split()[0] in text for command in commands.TABLE)
+        assert max(map(len, text.splitlines())) <= columns
 
 
 def test_every_command_is_in_the_docs() -> None:

@@ -35,9 +35,8 @@ follows, and what is easy to get wrong. Only what you have seen in files; nothin
 async def show_help(chat: "Chat", rest: str) -> None:
     """Every command and key."""
     del rest
-    for line in commands.help_lines():
+    for line in commands.help_lines(chat.console.width):
         chat.console.print(line)
-    chat.console.print(Text("\n" + commands.KEYS, "dim"))
 
 
 async def leave(chat: "Chat", rest: str) -> None:

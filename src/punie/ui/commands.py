@@ -4,6 +4,7 @@ from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from importlib import import_module
+from textwrap import wrap
 from typing import TYPE_CHECKING, TypeAlias
 
 from rich.text import Text
@@ -17,13 +18,20 @@ Words: TypeAlias = Callable[["Chat"], Iterable[tuple[str, str]]]
 """What may follow a command, each with what it means."""
 Handler: TypeAlias = "Callable[[Chat, str], Awaitable[None]]"
 
-KEYS = """\
-Ask about the code, or say what to change. @ names a file (Tab completes), ! runs a command yourself.
-
-Enter sends · Ctrl-J, Alt-Enter or a \\ before Enter start a new line · Ctrl-X Ctrl-E opens the editor
-Ctrl-R searches what you typed before · Ctrl-O unfolds the last tool call · Shift-Tab changes the permission mode
-Esc or Ctrl-C stops the answer, Ctrl-C twice leaves · Ctrl-D leaves · what you send meanwhile is queued
-"""
+TYPED = (
+    ("@FILE", "names a file; Tab completes"),
+    ("!COMMAND", "runs a command yourself, !!COMMAND with the network"),
+    ("Enter", "sends; what you send during an answer is queued"),
+    ("Ctrl-J, Alt-Enter", "a new line, like \\ before Enter"),
+    ("Ctrl-X Ctrl-E", "opens your editor"),
+    ("Ctrl-R", "searches what you typed before"),
+    ("Ctrl-O", "unfolds the last tool call"),
+    ("Shift-Tab", "the next permission mode"),
+    ("Esc, Ctrl-C", "stops the answer; Ctrl-C twice, or Ctrl-D, leaves"),
+)
+"""What is typed besides commands, and what it does."""
+_NARROW = 72
+_GAP = "  "
 
 
 @dataclass(frozen=True)
@@ -161,10 +169,23 @@ def completions(chat: "Chat", text: str) -> Iterator[tuple[str, str]]:
         yield from ((word, meaning) for word, meaning in command.words(chat) if word.startswith(typed))
 
 
-def help_lines() -> Iterator[Text]:
-    """Every command with its arguments and what it does."""
-    calls = [f"/{command.name} {command.hint}".strip() for command in TABLE]
-    width = max(map(len, calls))
-    for call, command in zip(calls, TABLE, strict=True):
+def help_lines(columns: int) -> Iterator[Text]:
+    """Every command and key with what it does, set for a screen of so many columns."""
+    commands = [(f"/{command.name} {command.hint}".strip(), command) for command in TABLE]
+    width = max(len(call) for call, _ in commands)
+    for call, command in commands:
         also = f" (also /{', /'.join(command.also)})" if command.also else ""
-        yield Text.assemble((f"{call:<{width}}  ", "bold"), command.help, (also, "dim"))
+        yield _entry(call, command.help + also, width=width, columns=columns)
+    yield Text("\nAnything else is for the model.\n", "dim")
+    for typed, meaning in TYPED:
+        yield _entry(typed, meaning, width=width, columns=columns)
+
+
+def _entry(name: str, meaning: str, *, width: int, columns: int) -> Text:
+    """The meaning beside its name, or below where there is no room; it never goes back to the left edge."""
+    narrow = columns < _NARROW
+    indent = 2 if narrow else width + len(_GAP)
+    lines = wrap(meaning, max(columns - indent, 16))
+    before = "\n" + " " * indent
+    head = Text(name, "bold") if narrow else Text(f"{name:<{width}}{_GAP}", "bold")
+    return head.append((before if narrow else "") + before.join(lines), "not bold")
