@@ -1,6 +1,7 @@
-"""No test reaches a model service, or any address outside this machine."""
+"""No test reaches a model service, or any address outside this machine; Ctrl-C works in what tests start."""
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -13,6 +14,8 @@ import pytest
 from punie.backends._weights import default_cache_dir
 
 pydantic_ai.models.ALLOW_MODEL_REQUESTS = False
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as in a shell's background job, and all that it starts
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 _LOOPBACK = ("127.", "::1", "localhost")
 
 
