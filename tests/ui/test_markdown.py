@@ -65,6 +65,18 @@ def test_empty_lines_of_a_file_stay_in_line_with_the_others() -> None:
     ]
 
 
+def test_what_goes_on_indented_stays_in_line() -> None:
+    answer = "Done:\n\n    @@ -3,2 +3,2 @@\n     import os\n    -import sys\n    +import re\n\nIt is changed.\n"
+    blocks = split_all(answer, verbatim={"@@ -3,2 +3,2 @@", "-import sys"})
+    assert [block.kind for block in blocks] == ["markdown", "lines", "markdown"]
+    assert drawn(blocks[1]).splitlines() == [
+        "    @@ -3,2 +3,2 @@",
+        "     import os",
+        "    -import sys",
+        "    +import re",
+    ]
+
+
 def test_verbatim_lines_are_literal_whatever_they_look_like() -> None:
     line = "* not *a* list  __x__"
     assert split_all(line + "\n", verbatim={line}) == (Block("lines", line),)

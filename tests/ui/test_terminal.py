@@ -316,6 +316,8 @@ def test_the_model_can_be_changed_and_a_bad_one_changes_nothing(start: Start, se
     terminal.wait("One.", "tokens in")
     terminal.enter("/model local:nonsense")
     terminal.wait("nonsense", "Model: openai:scripted")
+    terminal.enter("/model gguf:/nowhere.gguf")
+    terminal.wait("There is no model file /nowhere.gguf")
     terminal.enter("second")
     terminal.wait("Two.")
     terminal.enter("/model " + server.spec.replace("scripted", "other"))

@@ -22,7 +22,7 @@ from punie.ui._acp_updates import Calls, TurnUpdates, Update, replayed
 from punie.ui._clean import clean, one_line
 from punie.ui._complete import without_marks
 from punie.ui._kept import Kept
-from punie.ui._loading import Loaded, Loading
+from punie.ui._loading import Loaded, Loading, try_out
 from punie.ui._progress import OnProgress
 from punie.ui._setup import Setup, assemble, gate_for, load_model
 from punie.ui.options import MODES
@@ -182,7 +182,7 @@ class Conversation:
         before = self.setup, self._loading, self._agent
         self.setup, self._loading, self._agent = self.setup.with_model(spec), None, None
         try:
-            await self.loaded()
+            await try_out((await self.loaded()).model)
         except BaseException:
             self.setup, self._loading, self._agent = before
             raise

@@ -3,6 +3,7 @@
 import asyncio
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
 
     from punie.tools import Workspace
 
+TRIED_S = 1.0
+
 
 @dataclass(frozen=True)
 class Loaded:
@@ -21,6 +24,17 @@ class Loaded:
 
     model: "Model"
     workspace: "Workspace"
+
+
+async def try_out(model: "Model") -> None:
+    """Wait a moment for the weights of a local model: what is missing, damaged or too large shows at once, and raises.
+
+    A load that takes longer goes on.
+    """
+    weights = getattr(model, "loaded", None)
+    if weights is not None:
+        with suppress(TimeoutError):
+            await asyncio.wait_for(weights(), TRIED_S)
 
 
 class Loading:

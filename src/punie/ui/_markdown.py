@@ -117,7 +117,8 @@ def _boundaries(text: str, verbatim: Collection[str]) -> Iterator[tuple[int, Kin
             return
         bare = line.rstrip("\n")
         opener = _FENCE.match(bare)
-        this: Kind = "lines" if not fence and _is_literal(bare, verbatim) else "markdown"
+        goes_on = kind == "lines" and bare.startswith("    ")  # a diff has lines that stand nowhere else
+        this: Kind = "lines" if not fence and (goes_on or _is_literal(bare, verbatim)) else "markdown"
         starts_new = this != kind or (blank and not bare.startswith((" ", "\t")))
         if offset and not fence and bare.strip() and starts_new:
             yield offset, kind

@@ -31,7 +31,7 @@ from punie.ui._input import history_in, input_session
 from punie.ui._kept import Kept, last_words, require_state
 from punie.ui._keyboard import be_quiet, quiet_keys
 from punie.ui._keys import chat_keys, opens_editor
-from punie.ui._loading import Loaded, Loading
+from punie.ui._loading import Loaded, Loading, try_out
 from punie.ui._pastes import Pastes, WholeHistory
 from punie.ui._screen import Screen
 from punie.ui._setup import Setup, assemble, gate_for, mode_after, prepare
@@ -263,7 +263,12 @@ class Chat:
         before = self.setup, self._loading, self._agent
         self.setup, self._agent = self.setup.with_model(spec), None
         self._loading = Loading(self.setup, on_status=self._show_status)
-        if await self.watched(self._ready) is None:
+
+        async def tried(screen: Screen) -> bool:
+            await try_out((await self._ready(screen)).model)
+            return True
+
+        if await self.watched(tried) is None:
             self.setup, self._loading, self._agent = before
         self.say([f"Model: {one_line(self.setup.config.model, width=200)}"], style="dim")
 
