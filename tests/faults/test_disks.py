@@ -34,19 +34,23 @@ exec "$@"
 """
 
 
-@pytest.mark.parametrize("option", ["rw", "ro"])
-def test_a_chat_goes_on_when_nothing_can_be_stored(server: ScriptedServer, tmp_path: Path, option: str):
+def on_a_bad_disk(tmp_path: Path, *more: str, option: str, server: ScriptedServer) -> Terminal:
+    """The chat in `project`, with a full or a read-only disk for its state."""
     project, state, start = tmp_path / "project", tmp_path / "state" / "punie", tmp_path / "start"
-    project.mkdir()
-    state.mkdir(parents=True)
+    project.mkdir(exist_ok=True)
+    state.mkdir(parents=True, exist_ok=True)
     user = "" if os.geteuid() == 0 else "--map-root-user"
     start.with_suffix(".sh").write_text(MOUNTED.format(option=option, state=state))
     start.write_text(START.format(user=user, script=start.with_suffix(".sh"), punie=PUNIE))
     start.chmod(0o700)
     env = {name: value for name, value in os.environ.items() if not name.startswith(("PUNIE_", "XDG_", "CI"))}
     env |= {"XDG_STATE_HOME": str(state.parent), "XDG_CONFIG_HOME": str(tmp_path / "config"), "TERM": "xterm"}
+    return Terminal("--model", server.spec, "--yolo", *more, cwd=project, env=env, program=start)
+
+
+def test_a_chat_goes_on_when_nothing_can_be_stored(server: ScriptedServer, tmp_path: Path):
     server.script = [[Call("run_command", {"command": "echo done >> made.txt"})], ["Well."]]
-    terminal = Terminal("--model", server.spec, "--yolo", cwd=project, env=env, program=start)
+    terminal = on_a_bad_disk(tmp_path, option="rw", server=server)
     try:
         ready(terminal)
         for number in range(1, 5):
@@ -60,4 +64,21 @@ def test_a_chat_goes_on_when_nothing_can_be_stored(server: ScriptedServer, tmp_p
         terminal.kill()
     assert "Traceback" not in terminal.text
     assert terminal.text.count("is not stored") == 1
-    assert (project / "made.txt").read_text() == "done\n"
+    assert (tmp_path / "project" / "made.txt").read_text() == "done\n"
+
+
+def test_a_chat_on_a_read_only_disk_begins_only_if_told_to(server: ScriptedServer, tmp_path: Path):
+    server.script = [["Well."]]
+    refused = on_a_bad_disk(tmp_path, option="ro", server=server)
+    told = on_a_bad_disk(tmp_path, "--no-session", option="ro", server=server)
+    try:
+        assert refused.exit_code() == 1
+        assert "nothing of the conversation can be kept" in " ".join(refused.text.split())
+        ready(told).enter("question")
+        told.wait("Well.")
+        told.type(CTRL_D)
+        assert told.exit_code() == 0
+    finally:
+        refused.kill()
+        told.kill()
+    assert "Traceback" not in refused.text + told.text
