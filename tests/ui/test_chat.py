@@ -147,12 +147,16 @@ def test_a_command_by_hand_is_run_and_told(start: Start, server: ScriptedServer,
         terminal.enter("/clear")
 
 
-def test_a_command_by_hand_is_asked_about_where_it_loses_something(start: Start, project: Path) -> None:
+@pytest.mark.parametrize("command", ["rm -rf a.py", "touch a\u200bb"])
+def test_a_command_by_hand_is_asked_about_where_it_loses_or_hides_something(
+    start: Start, project: Path, command: str
+) -> None:
     (project / "a.py").write_text("changed and stored nowhere\n")
+    before = {*project.iterdir()}
     terminal = ready(start())
-    terminal.enter("!rm -rf a.py")
+    terminal.enter(f"!{command}")
     terminal.wait("Allow this?")
-    assert (project / "a.py").exists()
+    assert {*project.iterdir()} == before
 
 
 def test_a_command_by_hand_has_the_network_after_two_marks(start: Start) -> None:

@@ -218,7 +218,8 @@ def _members(group: str) -> list[int]:
     """The processes of the cgroup; empty where there is none."""
     try:
         with open(f"{group}/cgroup.procs", "rb") as procs:  # noqa: PTH123
-            return [int(line) for line in procs]
+            # One of another namespace would be 0, which a signal takes for this process's own group.
+            return [process for line in procs if (process := int(line)) > 0]
     except OSError:
         return []
 

@@ -1,7 +1,7 @@
 """`!command`: the user runs a command in the chat, in the same sandbox as the model's; `!!command` with the network.
 
-What is denied to the model is denied here as well, and what would be lost is asked about; the rest has been answered by
-typing it.
+What is denied to the model is denied here as well. What would be lost, or cannot be seen, is asked about; the rest has
+been answered by typing it.
 """
 
 import asyncio
@@ -38,7 +38,8 @@ async def run_by_hand(chat: "Chat", command: str) -> None:
         return
     # Asked about before the screen is taken: a question needs it.
     part = ToolCallPart("run_command", {"command": command})
-    decision = await chat.gate().judge(loaded.workspace, part, by_hand=True)
+    is_seen = clean(command) == command  # what was pasted may hold more than the screen shows
+    decision = await chat.gate().judge(loaded.workspace, part, by_hand=is_seen)
     if isinstance(decision, ToolDenied):
         chat.warn(decision.message)
         return
