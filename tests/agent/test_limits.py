@@ -17,8 +17,19 @@ def test_same_call_is_refused_the_fifth_time_and_stuck_the_eighth():
 
 def test_two_calls_in_turns_are_seen_too():
     watch = LoopWatch()
-    counts = [seen(watch, name, "r") for name in "ab" * 6]
-    assert counts == [1, 1, 2, 2, 3, 3, 4, 4, "refused", "refused", "refused", "stuck"]
+    counts = [seen(watch, name, "r") for name in "ab" * 5]
+    assert counts == [1, 1, 2, 2, 3, 3, 4, 4, "stuck", "stuck"]
+
+
+def test_seven_calls_in_a_row_that_give_nothing_new_are_stuck():
+    watch = LoopWatch()
+    assert [seen(watch, name, "r") for name in "abcd" + "dbcadb" + "c"] == [*[1] * 4, *[2] * 4, 3, 3, "stuck"]
+
+
+def test_something_new_among_old_calls_shows_progress():
+    watch = LoopWatch()
+    counts = [seen(watch, name, "r") for name in "abc" + "abcabc" + "d" + "abd"]
+    assert counts == [1, 1, 1, 2, 2, 2, 3, 3, 3, 1, 4, 4, 2]
 
 
 def test_other_results_are_other_calls():
@@ -47,8 +58,8 @@ def test_a_new_change_starts_the_counts_anew():
 
 def test_the_same_change_again_does_not():
     watch = LoopWatch()
-    rounds = [(seen(watch, "tests", "failed"), seen(watch, "edit", "edited", changes_files=True)) for _ in range(6)]
-    assert rounds[4:] == [(4, "refused"), ("refused", "refused")]
+    rounds = [(seen(watch, "tests", "failed"), seen(watch, "edit", "edited", changes_files=True)) for _ in range(5)]
+    assert rounds[3:] == [(3, 4), (4, "stuck")]
 
 
 @pytest.mark.parametrize(

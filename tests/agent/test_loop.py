@@ -198,7 +198,7 @@ async def test_the_same_call_again_and_again_ends_the_turn(project: Project):
 
 async def test_two_calls_in_turns_end_it_too(project: Project):
     _, end = await project.turn(*[FIND, ("list_files", {})] * 10)
-    assert (end.stop_reason, end.turns) == ("loop", 12)
+    assert (end.stop_reason, end.turns) == ("loop", 9)
 
 
 async def test_repeated_text_stops_the_model_and_is_cut(project: Project):

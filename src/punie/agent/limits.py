@@ -10,6 +10,8 @@ NOTE_AT = 3
 REFUSE_AT = 5
 REFUSALS = 3
 """Refused calls in one turn; the next one ends it: the eighth of the same call, or an earlier one among several."""
+STALE = 7
+"""Calls in a row, whichever they are, that gave or would give only what the turn had already given: so many end it."""
 
 REFUSED = "Refused: this call has given the same result each time. Use what it gave, try something else, or answer."
 
@@ -30,20 +32,23 @@ class LoopWatch:
     _counts: dict[tuple[str, str], int] = field(default_factory=dict)
     _calls: dict[str, str] = field(default_factory=dict)
     _refusals: int = 0
+    _stale: int = 0
 
     def refuses(self, name: str, arguments: Mapping[str, object]) -> bool:
         """Whether the next call like this is one too many; each yes counts as a refusal."""
         call = _call_key(name, arguments)
         last = self._calls.get(call)
-        if last is None or self._counts[call, last] < REFUSE_AT - 1:
+        seen = self._counts[call, last] if last is not None else 0
+        if not seen or (seen < REFUSE_AT - 1 and self._stale < STALE - 1):
             return False
         self._refusals += 1
+        self._stale += 1
         return True
 
     @property
     def stuck(self) -> bool:
-        """Whether the model keeps on after it was refused."""
-        return self._refusals > REFUSALS
+        """Whether the model keeps on after it was refused, or has long learned nothing new."""
+        return self._refusals > REFUSALS or self._stale >= STALE
 
     def record(self, name: str, arguments: Mapping[str, object], result: str, *, changes_files: bool = False) -> int:
         """Count a finished call and return how often it has given this result.
@@ -54,8 +59,9 @@ class LoopWatch:
         if changes_files and call not in self._calls:
             self._counts = dict.fromkeys(self._counts, 0)
         self._calls[call] = digest
-        self._counts[call, digest] = self._counts.get((call, digest), 0) + 1
-        return self._counts[call, digest]
+        count = self._counts[call, digest] = self._counts.get((call, digest), 0) + 1
+        self._stale = self._stale + 1 if count > 1 else 0
+        return count
 
 
 def note(count: int) -> str:
