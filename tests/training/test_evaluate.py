@@ -12,10 +12,11 @@ from pydantic_ai.models.function import AgentInfo, DeltaToolCall, DeltaToolCalls
 from tests.backends import tiny
 from tests.training.evaluations import outcome
 
+from punie.backends._files import claimed
 from punie.config import AgentConfig
-from punie.errors import PunieError
+from punie.errors import PunieError, UsageError
 from punie.wire import conversation, expand
-from punie_training import examine, report
+from punie_training import examine, report, suite
 from punie_training.evaluate import Outcome, evaluate, invented, normal
 from punie_training.examine import Plan, resources
 from punie_training.generate import Studio
@@ -128,6 +129,23 @@ async def test_a_run_goes_on_where_it_stopped(studio: Studio, cases: list[Case],
         cases[:1], model=_talking(PROSE), config=AgentConfig(), opened=(studio,), store=store, key="another"
     )
     assert not other[0].right
+
+
+async def test_an_evaluation_that_another_process_makes_is_left_alone(
+    studio: Studio, cases: list[Case], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def few(*_: object, **__: object) -> Sequence[Case]:
+        return cases[:2]
+
+    monkeypatch.setattr(examine, "studios", lambda *_, **__: (studio,))
+    monkeypatch.setattr(examine, "build", lambda *_: _talking(PROSE))
+    monkeypatch.setattr(suite, "suite", few)
+    out = tmp_path / "evaluation"
+    await examine.examine(Plan("claude", "test", out, cache_dir=tmp_path), say=print)
+    before = {path: path.read_bytes() for path in out.iterdir()}
+    with claimed(out), pytest.raises(UsageError, match=r"Another process is writing into .*evaluation"):
+        await examine.examine(Plan("claude", "test", out, cache_dir=tmp_path), say=print)
+    assert before == {path: path.read_bytes() for path in out.iterdir()}
 
 
 async def test_an_outcome_after_a_torn_line_is_kept(studio: Studio, cases: list[Case], tmp_path: Path) -> None:

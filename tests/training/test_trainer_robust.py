@@ -14,6 +14,7 @@ from safetensors.numpy import load_file
 from tests.backends import tiny
 from tests.training.test_trainer import RECIPE, same_state, sentences
 
+from punie.backends._files import claimed
 from punie.errors import ConfigError, ModelError, UsageError, WeightsMissing
 from punie.wire import Example
 from punie_training import trainer
@@ -106,6 +107,15 @@ def test_the_last_state_survives_and_the_run_ends_bit_for_bit_the_same(
         ours, theirs = (load_file(out / adapter / "adapters.safetensors") for out in (tmp_path, finished))
         assert all((ours[name] == theirs[name]).all() for name in theirs)
     assert not list(tmp_path.rglob("*.part"))
+
+
+def test_a_run_that_another_process_trains_is_left_alone(base, finished, tmp_path):
+    shutil.copytree(finished, tmp_path / "run")
+    before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    with claimed(tmp_path / "run"), pytest.raises(UsageError, match=r"Another process is writing into .*run"):
+        train(RECIPE, rows=sentences(), base=base, out=tmp_path / "run", resume=True)
+    assert before == {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    train(RECIPE, rows=sentences(), base=base, out=tmp_path / "run", resume=True)
 
 
 def test_a_command_that_cannot_write_says_so(base, tmp_path, monkeypatch):

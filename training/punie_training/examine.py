@@ -12,6 +12,7 @@ from pydantic_ai.models import Model
 
 from punie import backends
 from punie.backends import _weights
+from punie.backends._files import claimed
 from punie.backends._local import Loaded, LocalModel
 from punie.backends.catalogue import EMBEDDED, entry, split_name
 from punie.backends.llamacpp import LlamaCpp
@@ -68,24 +69,26 @@ async def examine(plan: Plan, *, say: Say) -> Path:
     config = AgentConfig(max_tokens=MAX_TOKENS)
     model = build(plan, config)
     known = {**identity(plan, model, config), "suite": suite.fingerprint(cases)}
-    before = evaluate.stored(plan.out / "outcomes.jsonl", key=evaluate.key(known))
-    forget_peak()
-    run = partial(
-        evaluate.evaluate,
-        model=model,
-        config=config,
-        opened=opened,
-        store=plan.out / "outcomes.jsonl",
-        key=evaluate.key(known),
-    )
-    outcomes = await run(cases, on_progress=partial(_progress, say))
-    standard = await run(standard_cases(opened))
-    canary = await run((suite.Case("canary", Task("canary", opened[0].project, (CANARY,))),))
-    passed = bool(canary[0].calls) and canary[0].first_call_right
-    asked = len(outcomes) + len(standard) + len(canary)
-    held = _peak_before(plan.out) if len(before) == asked else {"peak_bytes": resident_peak()}
-    found = {**resources(plan), **held}
-    return report.write(outcomes, plan.out, identity=known, standard=standard, canary=passed, resources=found)
+    plan.out.mkdir(parents=True, exist_ok=True)
+    with claimed(plan.out):
+        before = evaluate.stored(plan.out / "outcomes.jsonl", key=evaluate.key(known))
+        forget_peak()
+        run = partial(
+            evaluate.evaluate,
+            model=model,
+            config=config,
+            opened=opened,
+            store=plan.out / "outcomes.jsonl",
+            key=evaluate.key(known),
+        )
+        outcomes = await run(cases, on_progress=partial(_progress, say))
+        standard = await run(standard_cases(opened))
+        canary = await run((suite.Case("canary", Task("canary", opened[0].project, (CANARY,))),))
+        passed = bool(canary[0].calls) and canary[0].first_call_right
+        asked = len(outcomes) + len(standard) + len(canary)
+        held = _peak_before(plan.out) if len(before) == asked else {"peak_bytes": resident_peak()}
+        found = {**resources(plan), **held}
+        return report.write(outcomes, plan.out, identity=known, standard=standard, canary=passed, resources=found)
 
 
 def _peak_before(out: Path) -> Mapping[str, int]:

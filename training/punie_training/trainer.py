@@ -6,6 +6,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,6 +18,7 @@ from mlx.nn.utils import value_and_grad
 from mlx.utils import tree_map
 
 from punie.backends._adapters import refuse_other_base
+from punie.backends._files import claimed
 from punie.errors import ModelError, UsageError
 from punie.wire import Example
 from punie_training import plan
@@ -92,21 +94,24 @@ def train(
 
     `memory`: bytes that may be taken. Of several `processes` each gives the same arguments; the first one saves and
     calls back. Raises NotEnoughMemory when the largest batches take more, ModelError when the
-    loss stops being a number, UsageError when `out` holds another run's state.
+    loss stops being a number, UsageError when `out` holds another run's state or another process trains there.
     """
     require_blas()
     keep_freed_memory()
     run = _Run(recipe, rows=rows, base=base, out=out, template=template, processes=processes)
-    start = run.begin(resume=resume)
-    forecast = run.forecast(start)
-    if processes.is_first:
-        on_start(forecast)
-    if memory:
-        forecast.memory.refuse_over(memory)
-    for step in run.steps(start):
+    with storing(out):
+        out.mkdir(parents=True, exist_ok=True)
+    with claimed(out) if processes.is_first else nullcontext():
+        start = run.begin(resume=resume)
+        forecast = run.forecast(start)
         if processes.is_first:
-            on_step(step)
-    peak = int(processes.summed(peak_bytes())[0])  # the others wait here until everything is stored
+            on_start(forecast)
+        if memory:
+            forecast.memory.refuse_over(memory)
+        for step in run.steps(start):
+            if processes.is_first:
+                on_step(step)
+        peak = int(processes.summed(peak_bytes())[0])  # the others wait here until everything is stored
     return Result(out / "adapter", run.checkpoints(), tuple(run.history), forecast, peak)
 
 
@@ -153,8 +158,6 @@ class _Run:
         """Take up the state in `out`, or start a fresh one; returns the first update to do."""
         if self.checkpoint.path.exists() and not resume:
             raise UsageError(f"{self.out} holds a run already.", "Continue it with --resume, or choose another --out.")
-        with storing(self.out):
-            self.out.mkdir(parents=True, exist_ok=True)
         if self.checkpoint.path.exists():
             self.history = list(self.checkpoint.restore(self.model, self.optimizer))
         return len(self.history)

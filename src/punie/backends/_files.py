@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from punie.errors import UsageError
+
 Progress = Callable[[str, int, int], None]
 """Called with (what is being done, done so far, total); bytes of a download, tensors of a merge."""
 
@@ -74,6 +76,26 @@ def locked(directory: Path) -> Iterator[None]:
     with (directory / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
+
+
+@contextmanager
+def claimed(directory: Path) -> Iterator[None]:
+    """Hold the directory, which is there, for this process alone. Raises UsageError while another one holds it."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        _claim(descriptor, directory)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _claim(descriptor: int, directory: Path) -> None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise UsageError(
+            f"Another process is writing into {directory}.", "Wait until it has ended, or choose another --out."
+        ) from error
 
 
 def stamp_path(path: Path) -> Path:
