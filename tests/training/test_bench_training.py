@@ -88,10 +88,10 @@ def test_the_batches_are_as_many_as_wanted():
     examples = [bench_training.Example((1, 2, 3, *range(10, 20 + i)), (0,) * (12 + i) + (1,)) for i in range(24)]
     for batches in (1, 3, 5, 24):
         tokens = bench_training._batch_tokens(examples, batches=batches)
-        prefix = bench_training.shared_prefix(examples)
-        made = list(plan.batches(examples, prefix=prefix, batch_tokens=tokens, order=range(24)))
+        shared = plan.beginnings(examples)
+        made = list(plan.batches(examples, shared=shared, batch_tokens=tokens, order=range(24)))
         assert len(made) <= batches
-        tighter = list(plan.batches(examples, prefix=prefix, batch_tokens=tokens - 1, order=range(24)))
+        tighter = list(plan.batches(examples, shared=shared, batch_tokens=tokens - 1, order=range(24)))
         assert len(tighter) > batches or tokens == 1
 
 

@@ -9,9 +9,10 @@ from tests.backends import tiny
 
 from punie.wire import Example
 from punie_training import _ops
-from punie_training._loss import collate, shared_prefix, summed_loss
+from punie_training._loss import collate, summed_loss
 from punie_training.adapter import add_lora
 from punie_training.base import load
+from punie_training.plan import shared_prefix
 from punie_training.recipe import Lora
 
 PREFIX = tuple(range(10, 24))

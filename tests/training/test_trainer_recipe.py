@@ -9,6 +9,7 @@ from punie.backends._mlx import mx
 from punie.errors import ConfigError
 from punie.wire import Example
 from punie_training import plan
+from punie_training._loss import collate
 from punie_training.adapter import add_lora, weights
 from punie_training.base import load
 from punie_training.examples import choose, loss_weight
@@ -94,7 +95,7 @@ def weighted(row: Row, data: Data) -> Example:
 def effects(recipe: Recipe, model) -> tuple[object, ...]:
     """Everything the recipe decides before the first update."""
     chosen = plan.select([weighted(r, recipe.data) for r in choose(rows(), recipe.data, seed=recipe.seed)], recipe)
-    updates = plan.updates(chosen.train, recipe, prefix=2)
+    updates = plan.updates(chosen.train, recipe, shared=plan.beginnings(chosen.train))
     rates = tuple(plan.learning_rate(recipe, update=u, total=20) for u in range(20))
     add_lora(model, recipe.lora, seed=recipe.seed)
     trained = weights(model)
@@ -215,11 +216,29 @@ def test_rows_that_cannot_be_learned_from_are_counted():
 def test_every_row_is_trained_once_an_epoch_within_the_token_budget():
     made = [example(row) for row in rows()]
     recipe = Recipe(optim=Optim(epochs=2, batch_tokens=150, accumulation=2))
-    updates = plan.updates(made, recipe, prefix=2)
+    shared = plan.beginnings(made)
+    updates = plan.updates(made, recipe, shared=shared)
     batches = [batch for update in updates for batch in update]
     assert sorted(i for batch in batches for i in batch) == sorted([*range(len(made))] * 2)
-    assert all(2 + len(b) * (max(len(made[i].tokens) for i in b) - 3) <= 150 for b in batches if len(b) > 1)
+    assert all(plan.computed(batch, made, shared=shared) <= 150 for batch in batches if len(batch) > 1)
     assert {len(update) for update in updates} <= {1, 2}
+
+
+def test_rows_that_begin_otherwise_do_not_cost_the_others_what_they_share():
+    same, other = (1, *range(100, 140)), (1, 2, *range(200, 230))
+    heads = [other if i % 5 == 0 else same for i in range(40)]
+    made = [Example((*head, i, 7, 8), (0,) * (len(head) + 1) + (1, 1)) for i, head in enumerate(heads)]
+    shared = plan.beginnings(made)
+    assert shared == tuple(map(len, heads))
+    recipe = Recipe(optim=Optim(batch_tokens=60, window=20))
+    batches = [batch for update in plan.updates(made, recipe, shared=shared) for batch in update]
+    assert sorted(i for batch in batches for i in batch) == list(range(40))
+    assert all(len({shared[i] for i in batch}) == 1 for batch in batches)
+    for batch in batches:
+        arrays = collate([made[i] for i in batch])
+        assert arrays.prefix.size >= shared[batch[0]]
+        assert arrays.computed_tokens <= 60
+    assert plan.beginnings(made[1:5]) == (len(same),) * 4
 
 
 def test_learning_rate_rises_then_falls_to_nothing():

@@ -20,6 +20,7 @@ from mlx.nn.utils import checkpoint
 
 from punie.wire import Example
 from punie_training import _ops
+from punie_training.plan import shared_prefix
 
 
 @dataclass(frozen=True)
@@ -37,20 +38,6 @@ class Batch:
     def computed_tokens(self) -> int:
         """Tokens that pass through the network, padding included."""
         return self.prefix.size + self.suffix.size
-
-
-def shared_prefix(rows: Sequence[Example]) -> int:
-    """Length of the tokens common to all rows, short of every position that predicts a learned token."""
-    first, last = min(row.tokens for row in rows), max(row.tokens for row in rows)
-    common = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), min(len(first), len(last)))
-    length = min(common, *(_first_learned(row) - 1 for row in rows))
-    if length < 1:
-        raise ValueError("rows must begin with the same token, and learn nothing before their third one")
-    return length
-
-
-def _first_learned(row: Example) -> int:
-    return next(i for i, weight in enumerate(row.mask) if weight)
 
 
 def collate(rows: Sequence[Example]) -> Batch:

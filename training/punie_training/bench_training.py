@@ -23,7 +23,6 @@ from punie.backends._weights import default_cache_dir, ensure_base, shipped_temp
 from punie.errors import UsageError
 from punie.wire import Example, View
 from punie_training import plan
-from punie_training._loss import shared_prefix
 from punie_training._memory import peak_bytes
 from punie_training.bench import Figure, machine, say
 from punie_training.examples import choose, example, prepare, read, renderer_for
@@ -191,11 +190,11 @@ def _message(turn: Turn, view: View) -> dict[str, Any]:
 
 def _batch_tokens(examples: Sequence[Example], *, batches: int) -> int:
     """The least `batch_tokens` with which the rows are at most so many batches."""
-    prefix, order = shared_prefix(examples), range(len(examples))
-    low, high = 1, prefix + sum(len(made.tokens) for made in examples)
+    shared, order = plan.beginnings(examples), range(len(examples))
+    low, high = 1, max(shared) + sum(len(made.tokens) for made in examples)
     while low < high:
         middle = (low + high) // 2
-        found = plan.batches(examples, prefix=prefix, batch_tokens=middle, order=order)
+        found = plan.batches(examples, shared=shared, batch_tokens=middle, order=order)
         low, high = (low, middle) if sum(1 for _ in found) <= batches else (middle + 1, high)
     return low
 

@@ -30,8 +30,8 @@ from punie.backends.catalogue import EMBEDDED, Entry, entries
 from punie.errors import NotEnoughMemory, UsageError, WeightsMissing
 from punie.wire import Example
 from punie_training import plan
-from punie_training._loss import shared_prefix
 from punie_training.examples import rendered, renderer_for
+from punie_training.plan import shared_prefix
 from punie_training.recipe import Lora, Recipe
 from punie_training.served import Served, find_base, served
 
@@ -137,10 +137,10 @@ def planned(
     chosen = plan.select(examples, recipe)
     if not chosen.train:
         raise UsageError("No row is left to train on.", f"{len(examples)} were given; see [data] in the recipe.")
-    prefix = shared_prefix(chosen.train)
-    updates = plan.updates(chosen.train, recipe, prefix=prefix)
+    shared = plan.beginnings(chosen.train)
+    updates = plan.updates(chosen.train, recipe, shared=shared)
+    sizes = [plan.computed(batch, chosen.train, shared=shared) for update in updates for batch in update]
     batches = [[chosen.train[i] for i in batch] for update in updates for batch in update]
-    sizes = [_computed(batch, prefix) for batch in batches]
     row_tokens = sum(len(row.tokens) for batch in batches for row in batch)
     matrices = trained_numbers(base.shape, recipe.lora)
     if tokens_per_second:
@@ -156,7 +156,7 @@ def planned(
         too_long=chosen.too_long,
         nothing_to_learn=chosen.nothing_to_learn,
         updates=len(updates),
-        prefix=prefix,
+        prefix=max(shared),
         row_tokens=row_tokens,
         computed_tokens=sum(sizes),
         batch_tokens=max(sizes),
@@ -248,10 +248,6 @@ def _needed(recipe: Recipe, examples: Sequence[Example], found: Forecast) -> int
         return planned(recipe, examples, found.base).memory.total
     except UsageError:
         return found.memory.total
-
-
-def _computed(batch: Sequence[Example], prefix: int) -> int:
-    return prefix + len(batch) * (max(len(row.tokens) for row in batch) - 1 - prefix)
 
 
 # --- the base ------------------------------------------------------------------------------------------------------

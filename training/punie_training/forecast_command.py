@@ -73,7 +73,7 @@ def lines(found: "Forecast", *, limit: int) -> Iterator[str]:
         f"{found.too_long:,} too long, {found.nothing_to_learn} with nothing to learn"
     )
     yield (
-        f"tokens   {found.row_tokens:,} in the rows, {found.computed_tokens:,} computed: all begin with the same "
+        f"tokens   {found.row_tokens:,} in the rows, {found.computed_tokens:,} computed: most begin with the same "
         f"{found.prefix:,}; counted with {base.counted_with}"
     )
     yield (

@@ -18,7 +18,7 @@ from mlx_lm.utils import dequantize_model, quantize_model, save_config, save_mod
 
 from punie.wire import Example
 from punie_training import base as bases
-from punie_training._loss import shared_prefix
+from punie_training.plan import shared_prefix
 from punie_training.trained import Trained, filling, linear_layers, shape_of, write_card
 
 WIDTHS = (4, 5, 6, 8)

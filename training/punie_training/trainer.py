@@ -22,7 +22,7 @@ from punie.backends._files import claimed
 from punie.errors import ModelError, UsageError
 from punie.wire import Example
 from punie_training import plan
-from punie_training._loss import collate, shared_prefix, summed_loss
+from punie_training._loss import collate, summed_loss
 from punie_training._memory import Measured, keep_freed_memory, parse_size, peak_bytes
 from punie_training._processes import ALONE, Processes, joined_or_started
 from punie_training.adapter import add_lora, continue_from, save_adapter, weights
@@ -125,8 +125,8 @@ class _Run:
         self.chosen = plan.select(rows, recipe)
         if not self.chosen.train:
             raise _nothing_left(rows, self.chosen, recipe)
-        self.prefix = shared_prefix(self.chosen.train)
-        self.updates = plan.updates(self.chosen.train, recipe, prefix=self.prefix)
+        self.shared = plan.beginnings(self.chosen.train)
+        self.updates = plan.updates(self.chosen.train, recipe, shared=self.shared)
         self.model = load(base)
         add_lora(self.model, recipe.lora, seed=recipe.seed)
         start = out.parent / recipe.start / "adapter" / "adapters.safetensors" if recipe.start else None
@@ -182,7 +182,7 @@ class _Run:
             dev_rows=len(self.chosen.dev),
             too_long=self.chosen.too_long,
             nothing_to_learn=self.chosen.nothing_to_learn,
-            prefix=self.prefix,
+            prefix=max(self.shared),
             seconds=self.processes.largest(seconds),
             memory=Measured(
                 peak_bytes=int(peak),
@@ -256,9 +256,9 @@ class _Run:
     def _dev_loss(self, number: int) -> float | None:
         if not self.chosen.dev or not self._is_checkpoint(number):
             return None
-        order = range(len(self.chosen.dev))
+        shared, order = plan.beginnings(self.chosen.dev), range(len(self.chosen.dev))
         size = self.recipe.optim.batch_tokens
-        batches = list(plan.batches(self.chosen.dev, prefix=self.prefix, batch_tokens=size, order=order))
+        batches = list(plan.batches(self.chosen.dev, shared=shared, batch_tokens=size, order=order))
         total, learned = 0.0, 0.0
         for indices in batches[self.processes.rank :: self.processes.size]:
             batch = collate([self.chosen.dev[i] for i in indices])
@@ -296,8 +296,7 @@ class _Run:
         save_adapter(weights(self.model), out, lora=self.recipe.lora, template=self.template, manifest=manifest)
 
     def _size(self, batch: Sequence[int]) -> int:
-        width = max(len(self.chosen.train[i].tokens) for i in batch) - 1 - self.prefix
-        return self.prefix + width * len(batch)
+        return plan.computed(batch, self.chosen.train, shared=self.shared)
 
     def checkpoints(self) -> tuple[Path, ...]:
         """Every adapter saved so far, in order."""
