@@ -9,7 +9,7 @@ from tests.training import evaluations
 
 from punie.backends import _weights
 from punie.errors import ConfigError, PunieError, UsageError
-from punie_training import cli, compare, evaluate, results, tracker_command, verify
+from punie_training import cli, compare, evaluate, results, tracker_command, tracker_page, verify
 from punie_training.checkpoint import Point
 from punie_training.evaluate import Outcome
 from punie_training.measures import FIRST_CALL
@@ -265,6 +265,7 @@ def test_figures_that_no_case_is_about_are_left_out(home: Path) -> None:
     assert entry.figure("direct_rate") is None
     assert entry.figure("balanced_discrimination") is None
     assert entry.figure("tool_recall") is not None
+    assert tracker_page.autonomy(entry) == "Yes: tool where needed 100%"
 
 
 @pytest.mark.parametrize(

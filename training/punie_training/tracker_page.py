@@ -132,24 +132,25 @@ def _bytes(entry: Entry, name: str, *, of_training: bool = False) -> str:
 
 
 def _speed(entry: Entry) -> str:
-    standard = _cell(entry, "standard_s", ".2f")
+    standard = f"{_cell(entry, 'standard_s', '.2f')} s standard query 1; " if entry.figure("standard_s") else ""
     mean, slow = _cell(entry, "total_s_mean", ".2f"), _cell(entry, "total_s_p95", ".2f")
     on = f" ({entry.row.timed})" if entry.row.timed else ""
-    return f"{standard} s standard query 1; {mean} s mean, {slow} s p95{on}"
+    return f"{standard}{mean} s mean, {slow} s p95{on}"
 
 
 def autonomy(entry: Entry) -> str:
     """What the seed's column says, by stated bounds, with the shares it is by."""
-    shares = {name: entry.figure(name) for name in ("tool_recall", "direct_rate", "loop_guard")}
-    recall, direct, looped = (spread.mean if spread else 0.0 for spread in shares.values())
+    shares = {name: entry.figure(name) for name in ("tool_recall", "loop_guard")}
+    recall, looped = (spread.mean if spread else 0.0 for spread in shares.values())
+    direct = entry.figure("direct_rate")  # None where no question was one to answer without a tool
     said = "Yes" if recall >= 0.9 else "Partly"
     if recall < 0.1:
         said = "No"
     elif looped >= 0.3:
         said = "Yes, but loops"
-    elif direct < 0.5:
+    elif direct and direct.mean < 0.5:
         said = "Over-eager"
-    return f"{said}: tool where needed {recall:.0%}, none where not {direct:.0%}"
+    return f"{said}: tool where needed {recall:.0%}" + (f", none where not {direct.mean:.0%}" if direct else "")
 
 
 def _cell(entry: Entry, name: str, form: str) -> str:
