@@ -37,8 +37,8 @@ exec "$@"
 def on_a_bad_disk(tmp_path: Path, *more: str, option: str, server: ScriptedServer) -> Terminal:
     """The chat in `project`, with a full or a read-only disk for its state."""
     project, state, start = tmp_path / "project", tmp_path / "state" / "punie", tmp_path / "start"
-    project.mkdir(exist_ok=True)
-    state.mkdir(parents=True, exist_ok=True)
+    project.mkdir(parents=True)
+    state.mkdir(parents=True)
     user = "" if os.geteuid() == 0 else "--map-root-user"
     start.with_suffix(".sh").write_text(MOUNTED.format(option=option, state=state))
     start.write_text(START.format(user=user, script=start.with_suffix(".sh"), punie=PUNIE))
@@ -69,8 +69,8 @@ def test_a_chat_goes_on_when_nothing_can_be_stored(server: ScriptedServer, tmp_p
 
 def test_a_chat_on_a_read_only_disk_begins_only_if_told_to(server: ScriptedServer, tmp_path: Path):
     server.script = [["Well."]]
-    refused = on_a_bad_disk(tmp_path, option="ro", server=server)
-    told = on_a_bad_disk(tmp_path, "--no-session", option="ro", server=server)
+    refused = on_a_bad_disk(tmp_path / "refused", option="ro", server=server)
+    told = on_a_bad_disk(tmp_path / "told", "--no-session", option="ro", server=server)
     try:
         assert refused.exit_code() == 1
         assert "nothing of the conversation can be kept" in " ".join(refused.text.split())
